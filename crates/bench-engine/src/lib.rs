@@ -1,0 +1,5 @@
+//! gpt-oss and dense language models on candle, from checkpoint to next token.
+//!
+//! An ordinary inference library: it knows nothing of benchmarks and imports no other `bench-*` crate but
+//! the kernels. It never prints, and it never downloads unless `hub` is called.
+
