@@ -3,3 +3,10 @@
 //! An ordinary inference library: it knows nothing of benchmarks and imports no other `bench-*` crate but
 //! the kernels. It never prints, and it never downloads unless `hub` is called.
 
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod config;
+pub mod error;
+pub mod weights;
+
+pub use error::{Error, Result};

@@ -1,0 +1,61 @@
+//! What can go wrong between a checkpoint and the next token: one enum for the crate.
+
+use std::path::PathBuf;
+
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    #[error("{path}: {source}", path = .path.display())]
+    Io { path: PathBuf, source: std::io::Error },
+
+    #[error("tensor \"{tensor}\" is missing in {file}{hint}")]
+    MissingTensor { tensor: String, file: String, hint: String },
+
+    #[error("tensor \"{tensor}\" in {file}: {problem}")]
+    BadTensor { tensor: String, file: String, problem: String },
+
+    #[error("token id {id} is outside the vocabulary of {vocab_size} ids")]
+    TokenOutOfVocabulary { id: u32, vocab_size: usize },
+
+    #[error("sequence {sequence} of the batch has no token to run: every prompt needs at least one")]
+    EmptyPrompt { sequence: usize },
+
+    #[error(
+        "a position of {wanted} tokens exceeds max_position_embeddings = {limit}: shorten the prompt or the output"
+    )]
+    ContextTooLong { wanted: usize, limit: usize },
+
+    #[error("{sequences} sequences but {ids} lists of token ids: expected one list per sequence")]
+    BatchMismatch { sequences: usize, ids: usize },
+
+    #[error(
+        "logits of {site} contain {count} values that are not numbers: the weights are corrupt or the dtype overflows"
+    )]
+    NonFiniteLogits { site: String, count: usize },
+
+    #[error("unknown site \"{site}\": valid are {valid}")]
+    UnknownSite { site: String, valid: String },
+
+    #[error("site \"{site}\": replacement has shape {found:?}, expected {expected:?}")]
+    ReplacementShape { site: String, expected: Vec<usize>, found: Vec<usize> },
+
+    #[error("{what} does not run on device {device} yet: use the CPU")]
+    UnsupportedDevice { what: &'static str, device: String },
+
+    #[error("{what}: {problem}")]
+    InvalidModel { what: String, problem: String },
+
+    #[error("sampling parameter {name} = {value}: expected {expected}")]
+    InvalidSampling { name: &'static str, value: String, expected: &'static str },
+
+    #[error("no token can be sampled: all {vocab_size} logits are suppressed or not finite")]
+    NothingToSample { vocab_size: usize },
+
+    #[error(transparent)]
+    Alloc(#[from] bench_kernels::host::AllocError),
+
+    #[error(transparent)]
+    Candle(#[from] candle_core::Error),
+}
+
+pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -1,0 +1,129 @@
+//! Host memory that weights live in: read-only file mappings and aligned, zeroed buffers.
+//!
+//! Both are plain bytes; typed views are made by the callers with `bytemuck`. Nothing here knows of tensors.
+
+use std::fs::File;
+use std::io;
+use std::path::Path;
+
+use memmap2::{Mmap, MmapMut};
+use rayon::prelude::*;
+
+/// A whole file, mapped read-only and private.
+///
+/// The bytes are the file's own pages: they cost no heap and are shared between processes. Truncating the file
+/// while it is mapped ends the process with a bus error; checkpoints are not edited in place.
+#[derive(Debug)]
+pub struct MappedFile {
+    /// `None` for an empty file, which cannot be mapped.
+    map: Option<Mmap>,
+}
+
+impl MappedFile {
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let file = File::open(path)?;
+        let metadata = file.metadata()?;
+        if metadata.is_dir() {
+            return Err(io::Error::new(io::ErrorKind::IsADirectory, "is a directory, expected a file"));
+        }
+        if metadata.len() == 0 {
+            return Ok(Self { map: None });
+        }
+        // SAFETY: the mapping is private and read-only, and lives as long as `self`. Another process may still
+        // change the file; weights are plain integers and floats, for which every bit pattern is valid.
+        let map = unsafe { Mmap::map(&file)? };
+        Ok(Self { map: Some(map) })
+    }
+
+    pub fn as_bytes(&self) -> &[u8] {
+        self.map.as_deref().unwrap_or_default()
+    }
+
+    pub fn len(&self) -> usize {
+        self.as_bytes().len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Not enough memory for a buffer.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot allocate {bytes} bytes of host memory: {source}")]
+pub struct AllocError {
+    pub bytes: usize,
+    pub source: io::Error,
+}
+
+/// An owned, zeroed buffer that starts on a page, hence aligned to 64 bytes and more.
+///
+/// Pages are taken from the system on first write, so that filling in parallel also places them in parallel.
+#[derive(Debug)]
+pub struct AlignedBytes {
+    map: MmapMut,
+    len: usize,
+}
+
+impl AlignedBytes {
+    pub fn zeroed(len: usize) -> Result<Self, AllocError> {
+        let map = MmapMut::map_anon(len.max(1)).map_err(|source| AllocError { bytes: len, source })?;
+        // Huge pages save TLB misses when weights are streamed. A refusal costs only speed.
+        #[cfg(target_os = "linux")]
+        let _ = map.advise(memmap2::Advice::HugePage);
+        Ok(Self { map, len })
+    }
+
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.map[..self.len]
+    }
+
+    pub fn as_bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.map[..self.len]
+    }
+
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Calls `fill(i, chunk)` for the i-th chunk of `chunk_len` bytes (the last may be shorter), in parallel.
+    pub fn fill_chunks(&mut self, chunk_len: usize, fill: impl Fn(usize, &mut [u8]) + Sync) {
+        self.as_bytes_mut()
+            .par_chunks_mut(chunk_len.max(1))
+            .enumerate()
+            .for_each(|(i, chunk)| fill(i, chunk));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mapped_file_has_the_bytes_of_the_file() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml");
+        let map = MappedFile::open(&path).unwrap();
+        assert_eq!(map.as_bytes(), std::fs::read(&path).unwrap());
+        assert!(MappedFile::open(Path::new(env!("CARGO_MANIFEST_DIR"))).is_err());
+    }
+
+    #[test]
+    fn buffers_are_aligned_zeroed_and_fillable_in_chunks() {
+        for len in [0, 1, 63, 4096, 100_001] {
+            let mut buffer = AlignedBytes::zeroed(len).unwrap();
+            assert_eq!(buffer.as_bytes().as_ptr() as usize % 64, 0);
+            assert!(buffer.as_bytes().iter().all(|&b| b == 0) && buffer.len() == len);
+            buffer.fill_chunks(1000, |i, chunk| chunk.fill(i as u8 + 1));
+            assert!(buffer.as_bytes().iter().enumerate().all(|(at, &b)| usize::from(b) == at / 1000 + 1));
+        }
+    }
+
+    #[test]
+    fn an_impossible_size_is_an_error() {
+        assert!(AlignedBytes::zeroed(usize::MAX / 2).is_err());
+    }
+}
