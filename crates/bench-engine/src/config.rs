@@ -30,7 +30,12 @@ pub enum RopeScaling {
         original_max_position_embeddings: usize,
         truncate: bool,
     },
-    Llama3 { factor: f64, low_freq_factor: f64, high_freq_factor: f64, original_max_position_embeddings: usize },
+    Llama3 {
+        factor: f64,
+        low_freq_factor: f64,
+        high_freq_factor: f64,
+        original_max_position_embeddings: usize,
+    },
 }
 
 /// Sparse mixture-of-experts block of gpt-oss.

@@ -1,0 +1,196 @@
+//! The one table of metrics: key, unit, better direction, definition.
+//!
+//! CSV headers, table captions, figure axes and the column reference come from here and from nowhere else.
+
+use crate::Error;
+use std::fmt::Write as _;
+
+/// Which way is better.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Better {
+    Lower,
+    Higher,
+    /// Neither: a fact about the run.
+    Neutral,
+}
+
+/// What one sample of the metric belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// One value per request.
+    Request,
+    /// Several values per request; intervals resample whole requests.
+    Gap,
+    /// One value per cell.
+    Cell,
+}
+
+/// One row of the table.
+#[derive(Debug)]
+pub struct MetricDef {
+    pub key: &'static str,
+    /// As it stands in the `unit` column; `1` for counts and ratios.
+    pub unit: &'static str,
+    pub better: Better,
+    pub scope: Scope,
+    /// For captions and axes, without the unit.
+    pub title: &'static str,
+    pub definition: &'static str,
+}
+
+macro_rules! metrics {
+    ($($name:ident $key:literal $unit:literal $better:ident $scope:ident $title:literal $definition:literal;)*) => {
+        /// Every metric that can be measured.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub enum Metric { $($name,)* }
+
+        impl Metric {
+            /// All metrics, in the order of the column reference.
+            pub const ALL: &[Self] = &[$(Self::$name,)*];
+
+            /// The metric's row of the table.
+            pub const fn def(self) -> &'static MetricDef {
+                match self {
+                    $(Self::$name => &MetricDef {
+                        key: $key, unit: $unit, better: Better::$better, scope: Scope::$scope,
+                        title: $title, definition: $definition,
+                    },)*
+                }
+            }
+        }
+    };
+}
+
+metrics! {
+    ScheduleLag "schedule_lag_ms" "ms" Lower Request "Schedule lag"
+        "sent - intended; not part of TTFT, it must be near 0 or the generator itself is the bottleneck";
+    Ttft "ttft_ms" "ms" Lower Request "Time to first token"
+        "token[0] - sent";
+    TtftFromSchedule "ttft_from_schedule_ms" "ms" Lower Request "Time to first token from schedule"
+        "token[0] - intended: what a user waited, free of coordinated omission";
+    Ttfo "ttfo_ms" "ms" Lower Request "Time to first output token"
+        "first token of the final channel - sent; missing where channels are not told apart";
+    TtftRole "ttft_role_ms" "ms" Lower Request "Time to first chunk"
+        "first chunk of any kind - sent; for comparison with tables that count the role chunk as a token";
+    Ttfb "ttfb_ms" "ms" Lower Request "Time to first byte"
+        "first byte of the response - sent; missing in-process";
+    Tpot "tpot_ms" "ms" Lower Request "Time per output token"
+        "(token[last] - token[0]) / (n - 1); missing when n < 2";
+    Itl "itl_ms" "ms" Lower Gap "Inter-token latency"
+        "gaps between token arrivals, one sample per gap; a chunk of k tokens gives k samples of gap / k";
+    Icl "icl_ms" "ms" Lower Gap "Inter-chunk latency"
+        "gaps between chunks that carry tokens, as they came";
+    E2el "e2el_ms" "ms" Lower Request "End-to-end latency"
+        "token[last] - sent";
+    E2elFromSchedule "e2el_from_schedule_ms" "ms" Lower Request "End-to-end latency from schedule"
+        "token[last] - intended";
+    Ntpot "ntpot_ms" "ms" Lower Request "Normalized time per output token"
+        "e2el / n";
+    DecodeRate "decode_tok_s" "tok/s" Higher Request "Decode rate"
+        "(n - 1) / (token[last] - token[0]) of one request; missing when n < 2";
+    PrefillRate "prefill_tok_s" "tok/s" Higher Request "Prefill rate"
+        "prompt tokens / (token[0] - sent); in-process only";
+    RequestRate "request_tok_s" "tok/s" Higher Request "Request token rate"
+        "n / (token[last] - sent): prefill included";
+    PromptTokens "prompt_tokens_actual" "1" Neutral Request "Prompt tokens"
+        "prompt tokens as counted by the target";
+    OutputTokens "output_tokens_actual" "1" Neutral Request "Output tokens"
+        "output tokens as counted by the target";
+    SystemTokenRate "system_tok_s" "tok/s" Higher Cell "System token rate"
+        "output tokens that arrived inside the steady window / its length";
+    SystemRequestRate "system_req_s" "req/s" Higher Cell "System request rate"
+        "requests completed inside the steady window / its length";
+    PeakConcurrency "peak_concurrency" "1" Neutral Cell "Peak concurrency"
+        "largest number of requests in flight";
+    MeanConcurrency "mean_concurrency" "1" Neutral Cell "Mean concurrency"
+        "requests in flight, averaged over the time in which any was";
+    SuccessRate "success_rate" "1" Higher Cell "Success rate"
+        "requests that ended with all their tokens / requests started";
+    KvBytes "kv_allocated_bytes" "B" Lower Request "KV cache allocated"
+        "bytes allocated for keys and values at the end of the request, as the engine reports them";
+}
+
+impl Metric {
+    pub fn from_key(key: &str) -> Result<Self, Error> {
+        Self::ALL.iter().copied().find(|m| m.def().key == key).ok_or_else(|| Error::UnknownMetric {
+            key: key.to_owned(),
+            valid: Self::ALL.iter().map(|m| m.def().key).collect::<Vec<_>>().join(", "),
+        })
+    }
+
+    /// Title and unit for an axis: `Time to first token (ms)`.
+    pub fn axis(self) -> String {
+        match self.def().unit {
+            "1" => self.def().title.to_owned(),
+            unit => format!("{} ({unit})", self.def().title),
+        }
+    }
+}
+
+/// The generated reference of the result columns and metrics, as Markdown.
+pub fn column_reference() -> String {
+    let mut text = String::from(
+        "# results/\n\n<!-- generated by `cargo xtask docs`; edit crates/bench-core/src/{metric,row}.rs -->\n\n\
+         `raw/<run_id>/` holds what was recorded and is never changed; every other file is rebuilt from it by \
+         `ossbench report`.\n\n## Columns of `unified.csv`\n\nOne row is one statistic of one metric in one cell. \
+         Missing is empty, never 0, -1 or NaN.\n\n| column | meaning |\n| --- | --- |\n",
+    );
+    for (column, meaning) in crate::row::COLUMNS {
+        let _ = writeln!(text, "| `{column}` | {meaning} |");
+    }
+    text.push_str(
+        "\n## Metrics\n\n| metric | unit | better | per | definition |\n| --- | --- | --- | --- | --- |\n",
+    );
+    for metric in Metric::ALL {
+        let d = metric.def();
+        let better = match d.better {
+            Better::Lower => "lower",
+            Better::Higher => "higher",
+            Better::Neutral => "-",
+        };
+        let scope = match d.scope {
+            Scope::Request => "request",
+            Scope::Gap => "gap",
+            Scope::Cell => "cell",
+        };
+        let _ = writeln!(text, "| `{}` | {} | {better} | {scope} | {} |", d.key, d.unit, d.definition);
+    }
+    text.push_str(STATISTICS);
+    text
+}
+
+const STATISTICS: &str = "
+## Statistics
+
+Quantiles are type 7 on raw samples, from a histogram with three significant digits once a cell has more than \
+100,000 samples. A quantile p is empty unless n >= 1 / (1 - p): p95 from 20, p99 from 100, p99.9 from 1,000 samples. \
+Intervals are 95 %: order statistics (binomial) for quantiles, with an empty end where n cannot bound it; Student's t \
+for means of per-request metrics; a bootstrap over whole requests for pooled gaps; Wilson for rates of success. \
+`bounded` says whether n reaches MLPerf's minimum for that quantile (p50 11, p90 64, p95 130, p99 662, p99.9 6,636).
+";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_unique_and_end_in_their_unit() {
+        let mut keys: Vec<_> = Metric::ALL.iter().map(|m| m.def().key).collect();
+        keys.sort_unstable();
+        keys.dedup();
+        assert_eq!(keys.len(), Metric::ALL.len());
+        for metric in Metric::ALL {
+            let d = metric.def();
+            let suffix = match d.unit {
+                "ms" => "_ms",
+                "tok/s" => "_tok_s",
+                "req/s" => "_req_s",
+                "B" => "_bytes",
+                _ => "",
+            };
+            assert!(d.key.ends_with(suffix), "{} in {}", d.key, d.unit);
+            assert_eq!(Metric::from_key(d.key).unwrap(), *metric);
+        }
+        assert!(Metric::from_key("tpot").unwrap_err().to_string().contains("tpot_ms"));
+    }
+}

@@ -1,0 +1,406 @@
+//! A study fully resolved: every default explicit, the grid expanded, the order shuffled by the seed.
+//!
+//! `ossbench plan` prints it, the results folder stores it, and `--resume` refuses another one.
+
+use crate::spec::{ActivationDtype, Chat, ExpertDtype, ModelTable, RunSpec, TargetKind};
+use crate::{Error, SCHEMA_VERSION};
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+/// How the next token is chosen.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Sampling {
+    /// 0 is greedy.
+    pub temperature: f64,
+    pub top_k: Option<u32>,
+    pub top_p: Option<f64>,
+}
+
+/// One model as it is to be run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ModelPlan {
+    /// Unique within the plan; the `model` column.
+    pub label: String,
+    pub id: String,
+    pub layers: Option<u32>,
+}
+
+/// The target with every setting.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TargetPlan {
+    pub kind: TargetKind,
+    pub device: String,
+    pub activation_dtype: ActivationDtype,
+    pub expert_dtype: ExpertDtype,
+    /// `None`: all cores.
+    pub threads: Option<u32>,
+    pub prefill_chunk: u32,
+    pub chat: Chat,
+    pub date: String,
+    pub sampling: Sampling,
+    pub mock: Option<MockPlan>,
+}
+
+/// Script of the mock target.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MockPlan {
+    pub ttft_us: u64,
+    pub gap_us: u64,
+    pub tokens_per_chunk: u32,
+}
+
+/// One point of the grid.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cell {
+    /// Readable and unique: `gpt-oss-nano_p128_n32_b1`; a folder name.
+    pub id: String,
+    pub model: String,
+    pub prompt_tokens: u32,
+    pub output_tokens: u32,
+    pub batch: u32,
+}
+
+/// Repeats `first_repeat .. first_repeat + repeats` of one cell, run without a break after their warm-up.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Trial {
+    /// Position in the run's order.
+    pub index: u32,
+    pub cell: String,
+    pub round: u32,
+    pub first_repeat: u32,
+    pub repeats: u32,
+}
+
+/// A resolved study.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Plan {
+    pub schema_version: u32,
+    pub name: String,
+    pub seed: u64,
+    pub repeats: u32,
+    pub rounds: u32,
+    pub warmup: u32,
+    pub target: TargetPlan,
+    pub models: Vec<ModelPlan>,
+    pub cells: Vec<Cell>,
+    /// In the order in which they run.
+    pub trials: Vec<Trial>,
+}
+
+/// Each use of randomness has its own seed, so that a change of one leaves the others alone.
+pub fn derive_seed(seed: u64, purpose: &str) -> u64 {
+    let mut hasher = Sha256::new();
+    hasher.update(seed.to_le_bytes());
+    hasher.update(purpose.as_bytes());
+    let digest = hasher.finalize();
+    u64::from_le_bytes(std::array::from_fn(|i| digest[i]))
+}
+
+/// First 16 hex digits of the SHA-256 of `bytes`.
+pub fn short_hash(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().take(8).map(|b| format!("{b:02x}")).collect()
+}
+
+impl RunSpec {
+    /// Fills every default and expands the grid.
+    pub fn resolve(&self) -> Result<Plan, Error> {
+        let run = &self.run;
+        let repeats = at_least_one("run.repeats", run.repeats.unwrap_or(20))?;
+        let rounds = at_least_one("run.rounds", run.rounds.unwrap_or(2.min(repeats)))?;
+        if rounds > repeats {
+            return Err(value("run.rounds", rounds, format!("at most run.repeats, which is {repeats}")));
+        }
+        let seed = run.seed.unwrap_or(42);
+        let models = resolve_models(&self.models)?;
+        let cells = self.expand(&models)?;
+        Ok(Plan {
+            schema_version: SCHEMA_VERSION,
+            name: resolve_name(run.name.as_deref())?,
+            seed,
+            repeats,
+            rounds,
+            warmup: run.warmup.unwrap_or(2),
+            target: self.resolve_target()?,
+            trials: order(&models, &cells, seed, repeats, rounds),
+            models,
+            cells,
+        })
+    }
+
+    fn resolve_target(&self) -> Result<TargetPlan, Error> {
+        let (t, w) = (&self.target, &self.workload);
+        let kind = t.kind.unwrap_or(TargetKind::Engine);
+        let date = w.date.clone().unwrap_or_else(|| "2025-06-28".to_owned());
+        if !is_date(&date) {
+            return Err(value("workload.date", date, "a date as YYYY-MM-DD".to_owned()));
+        }
+        if kind != TargetKind::Mock && self.mock.is_some() {
+            return Err(value(
+                "mock",
+                "{..}",
+                "only with target.kind = \"mock\"; remove the table".to_owned(),
+            ));
+        }
+        if let Some(threads) = t.threads {
+            at_least_one("target.threads", threads)?;
+        }
+        let mock = self.mock.clone().unwrap_or_default();
+        Ok(TargetPlan {
+            kind,
+            device: t.device.clone().unwrap_or_else(|| "cpu".to_owned()),
+            activation_dtype: t.activation_dtype.unwrap_or(ActivationDtype::F32),
+            expert_dtype: t.expert_dtype.unwrap_or(ExpertDtype::Native),
+            threads: t.threads,
+            prefill_chunk: at_least_one("target.prefill_chunk", t.prefill_chunk.unwrap_or(512))?,
+            chat: w.chat.unwrap_or(Chat::Auto),
+            date,
+            sampling: self.resolve_sampling()?,
+            mock: (kind == TargetKind::Mock).then(|| MockPlan {
+                ttft_us: mock.ttft_us.unwrap_or(50_000),
+                gap_us: mock.gap_us.unwrap_or(10_000),
+                tokens_per_chunk: mock.tokens_per_chunk.unwrap_or(1).max(1),
+            }),
+        })
+    }
+
+    fn resolve_sampling(&self) -> Result<Sampling, Error> {
+        let w = &self.workload;
+        let temperature = w.temperature.unwrap_or(0.0);
+        if !(temperature.is_finite() && temperature >= 0.0) {
+            return Err(value("workload.temperature", temperature, "a number of at least 0".to_owned()));
+        }
+        if let Some(p) = w.top_p.filter(|p| !(*p > 0.0 && *p <= 1.0)) {
+            return Err(value("workload.top_p", p, "in (0, 1]".to_owned()));
+        }
+        if let Some(k) = w.top_k {
+            at_least_one("workload.top_k", k)?;
+        }
+        Ok(Sampling { temperature, top_k: w.top_k, top_p: w.top_p })
+    }
+
+    fn expand(&self, models: &[ModelPlan]) -> Result<Vec<Cell>, Error> {
+        let w = &self.workload;
+        let prompts = axis("workload.prompt_tokens", w.prompt_tokens.as_deref(), &[128])?;
+        let outputs = axis("workload.output_tokens", w.output_tokens.as_deref(), &[32])?;
+        let batches = axis("workload.batch", w.batch.as_deref(), &[1])?;
+        let mut cells = Vec::new();
+        for model in models {
+            for &prompt_tokens in &prompts {
+                for &output_tokens in &outputs {
+                    for &batch in &batches {
+                        let label = &model.label;
+                        cells.push(Cell {
+                            id: format!("{label}_p{prompt_tokens}_n{output_tokens}_b{batch}"),
+                            model: label.clone(),
+                            prompt_tokens,
+                            output_tokens,
+                            batch,
+                        });
+                    }
+                }
+            }
+        }
+        Ok(cells)
+    }
+}
+
+impl Plan {
+    /// SHA-256 over the plan as JSON: equal hashes mean equal runs.
+    pub fn hash(&self) -> String {
+        // A plan holds strings, numbers and lists only: it always has a JSON form.
+        short_hash(serde_json::to_string(self).unwrap_or_default().as_bytes())
+    }
+
+    pub fn cell(&self, id: &str) -> Option<&Cell> {
+        self.cells.iter().find(|c| c.id == id)
+    }
+
+    pub fn model(&self, label: &str) -> Option<&ModelPlan> {
+        self.models.iter().find(|m| m.label == label)
+    }
+}
+
+/// Rounds one after another; within a round models in random order and each model's cells in random order,
+/// so that a model is loaded once per round at most.
+fn order(models: &[ModelPlan], cells: &[Cell], seed: u64, repeats: u32, rounds: u32) -> Vec<Trial> {
+    let mut rng = ChaCha8Rng::seed_from_u64(derive_seed(seed, "order"));
+    let mut trials = Vec::with_capacity(cells.len() * rounds as usize);
+    for round in 0..rounds {
+        let first_repeat = share(repeats, rounds, round);
+        let count = share(repeats, rounds, round + 1) - first_repeat;
+        let mut models: Vec<_> = models.iter().collect();
+        models.shuffle(&mut rng);
+        for model in models {
+            let mut own: Vec<_> = cells.iter().filter(|c| c.model == model.label).collect();
+            own.shuffle(&mut rng);
+            for cell in own {
+                let index = trials.len() as u32;
+                trials.push(Trial { index, cell: cell.id.clone(), round, first_repeat, repeats: count });
+            }
+        }
+    }
+    trials
+}
+
+/// First of `total` that belongs to part `part` of `parts`.
+fn share(total: u32, parts: u32, part: u32) -> u32 {
+    (u64::from(total) * u64::from(part) / u64::from(parts)) as u32
+}
+
+fn resolve_models(models: &[ModelTable]) -> Result<Vec<ModelPlan>, Error> {
+    if models.is_empty() {
+        let expected = "at least one [[models]] table with an `id`, e.g. \"dummy:gpt-oss-nano\"".to_owned();
+        return Err(value("models", "[]", expected));
+    }
+    let mut plans: Vec<ModelPlan> = Vec::new();
+    for model in models {
+        let label = model.label.clone().unwrap_or_else(|| default_label(&model.id));
+        if !is_file_name(&label) {
+            let expected = "letters, digits, `.`, `-`, at most 64; it becomes a folder name".to_owned();
+            return Err(value("models.label", label, expected));
+        }
+        if plans.iter().any(|m| m.label == label) {
+            return Err(value("models.label", label, "unique; give one of them another `label`".to_owned()));
+        }
+        if let Some(layers) = model.layers {
+            at_least_one("models.layers", layers)?;
+        }
+        plans.push(ModelPlan { label, id: model.id.clone(), layers: model.layers });
+    }
+    Ok(plans)
+}
+
+fn default_label(id: &str) -> String {
+    let last = id.trim_end_matches('/').rsplit(['/', ':']).next().unwrap_or(id);
+    last.chars().map(|c| if is_label_char(c) { c } else { '-' }).take(64).collect()
+}
+
+fn resolve_name(name: Option<&str>) -> Result<String, Error> {
+    let name = name.unwrap_or("study");
+    if is_file_name(name) {
+        Ok(name.to_owned())
+    } else {
+        Err(value(
+            "run.name",
+            name,
+            "letters, digits, `.`, `-`, at most 64; it becomes a folder name".to_owned(),
+        ))
+    }
+}
+
+fn is_label_char(c: char) -> bool {
+    c.is_ascii_alphanumeric() || c == '.' || c == '-'
+}
+
+fn is_file_name(name: &str) -> bool {
+    !name.is_empty() && name.len() <= 64 && !name.starts_with('.') && name.chars().all(is_label_char)
+}
+
+fn is_date(date: &str) -> bool {
+    let parts: Vec<_> = date.split('-').collect();
+    match parts.as_slice() {
+        [y, m, d] if y.len() == 4 && m.len() == 2 && d.len() == 2 => {
+            let number = |s: &str| s.parse::<u32>().ok();
+            number(y).is_some()
+                && number(m).is_some_and(|m| (1..=12).contains(&m))
+                && number(d).is_some_and(|d| (1..=31).contains(&d))
+        }
+        _ => false,
+    }
+}
+
+fn axis(key: &'static str, written: Option<&[u32]>, default: &[u32]) -> Result<Vec<u32>, Error> {
+    let values = written.unwrap_or(default).to_vec();
+    if values.is_empty() {
+        return Err(value(key, "[]", "at least one number".to_owned()));
+    }
+    for (i, &v) in values.iter().enumerate() {
+        at_least_one(key, v)?;
+        if values[..i].contains(&v) {
+            return Err(value(
+                key,
+                format!("{values:?}"),
+                format!("each number once; {v} stands there twice"),
+            ));
+        }
+    }
+    Ok(values)
+}
+
+fn at_least_one(key: &'static str, number: u32) -> Result<u32, Error> {
+    if number == 0 { Err(value(key, number, "at least 1".to_owned())) } else { Ok(number) }
+}
+
+fn value(key: &'static str, value: impl ToString, expected: String) -> Error {
+    Error::Value { key, value: value.to_string(), expected }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    fn plan(text: &str) -> Result<Plan, Error> {
+        RunSpec::from_toml("t", text)?.resolve()
+    }
+
+    const TWO: &str = "[[models]]\nid = \"dummy:a\"\n[[models]]\nid = \"org/b\"\n";
+
+    #[test]
+    fn grid_is_expanded_and_shuffled_by_the_seed() {
+        let text = format!("{TWO}[workload]\nprompt_tokens = [1, 2, 3]\noutput_tokens = [4, 5]\n");
+        let one = plan(&text).unwrap();
+        assert_eq!((one.cells.len(), one.trials.len()), (12, 24));
+        let per_round: HashSet<_> = one.trials.iter().map(|t| (t.round, t.cell.clone())).collect();
+        assert_eq!(per_round.len(), 24);
+        for cell in &one.cells {
+            let of_cell: Vec<_> = one.trials.iter().filter(|t| t.cell == cell.id).collect();
+            assert_eq!(of_cell.iter().map(|t| t.repeats).sum::<u32>(), 20);
+        }
+        assert_eq!(one, plan(&text).unwrap());
+        let other = plan(&format!("[run]\nseed = 7\n{text}")).unwrap();
+        assert_ne!(one.trials, other.trials);
+        assert_ne!(one.hash(), other.hash());
+    }
+
+    #[test]
+    fn what_cannot_be_planned_is_refused_with_the_key() {
+        for (text, key) in [
+            ("", "models"),
+            ("[run]\nrepeats = 0\n[[models]]\nid = \"a\"", "run.repeats"),
+            ("[run]\nrepeats = 2\nrounds = 3\n[[models]]\nid = \"a\"", "run.rounds"),
+            ("[[models]]\nid = \"a\"\n[[models]]\nid = \"x/a\"", "models.label"),
+            ("[[models]]\nid = \"a\"\n[workload]\nprompt_tokens = [1, 1]", "workload.prompt_tokens"),
+            ("[[models]]\nid = \"a\"\n[workload]\ntop_p = 1.5", "workload.top_p"),
+            ("[[models]]\nid = \"a\"\n[workload]\ndate = \"today\"", "workload.date"),
+            ("[run]\nname = \"../x\"\n[[models]]\nid = \"a\"", "run.name"),
+            ("[[models]]\nid = \"a\"\n[mock]\nttft_us = 1", "mock"),
+        ] {
+            let error = plan(text).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("`{key}`")), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_reference() {
+        let plan = plan("[[models]]\nid = \"a\"\n[target]\nkind = \"mock\"").unwrap();
+        let (target, json) = (&plan.target, serde_json::to_value(&plan).unwrap());
+        for crate::spec::Key(table, key, _, default, _) in crate::spec::KEYS {
+            let found = match (*table, *key) {
+                ("models", _) | (_, "kind" | "prompt_tokens" | "output_tokens" | "batch") => continue,
+                ("run", key) => json[key].clone(),
+                ("mock", key) => json["target"]["mock"][key].clone(),
+                (_, key @ ("temperature" | "top_k" | "top_p")) => json["target"]["sampling"][key].clone(),
+                (_, key) => json["target"][key].clone(),
+            };
+            let expected = if *default == "-" { "null" } else { default };
+            assert_eq!(found.to_string(), expected, "{table}.{key}");
+        }
+        assert_eq!(target.kind, TargetKind::Mock);
+        let cell = &plan.cells[0];
+        assert_eq!((cell.prompt_tokens, cell.output_tokens, cell.batch), (128, 32, 1));
+    }
+}

@@ -1,0 +1,86 @@
+//! One row of the unified long CSV, the truth that every wide or compatibility table is a view of.
+
+use crate::SCHEMA_VERSION;
+use crate::plan::Cell;
+use crate::sample::{Estimate, Summary};
+
+/// Column names and their meaning, in file order.
+pub const COLUMNS: &[(&str, &str)] = &[
+    ("run_id", "the run's folder under `raw/`"),
+    ("target", "what was measured: `engine`, `mock`, `null`"),
+    ("model", "label of the model"),
+    ("prompt_tokens", "prompt tokens asked for, template included"),
+    ("output_tokens", "output tokens asked for"),
+    ("batch", "requests that run together"),
+    ("metric", "key of the metric, see below"),
+    ("unit", "unit of `value`, `ci_low` and `ci_high`"),
+    ("stat", "`mean`, `stddev`, `min`, `max`, `p50` ... or `value` for one figure of the whole cell"),
+    ("value", "the figure; empty where n does not support it"),
+    ("ci_low", "lower end of the 95 % interval; empty where n cannot bound it"),
+    ("ci_high", "upper end of the 95 % interval; empty where n cannot bound it"),
+    ("ci_method", "`order_statistic`, `student_t`, `cluster_bootstrap` or `wilson`"),
+    ("n", "samples that went in"),
+    ("missing", "samples that should have been there and were not"),
+    ("bounded", "for quantiles: n reaches MLPerf's minimum"),
+    ("success_rate", "successful requests / requests of the cell"),
+    ("verdict", "`VALID` or `INVALID`, for the cell"),
+    ("verdict_reason", "why not"),
+    ("schema_version", "version of this table"),
+];
+
+/// One row; field order is that of `COLUMNS`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Row {
+    pub run_id: String,
+    pub target: String,
+    pub model: String,
+    pub prompt_tokens: u32,
+    pub output_tokens: u32,
+    pub batch: u32,
+    pub metric: &'static str,
+    pub unit: &'static str,
+    pub stat: String,
+    pub value: Option<f64>,
+    pub ci_low: Option<f64>,
+    pub ci_high: Option<f64>,
+    pub ci_method: Option<&'static str>,
+    pub n: u64,
+    pub missing: u64,
+    pub bounded: Option<bool>,
+    pub success_rate: Option<f64>,
+    pub verdict: &'static str,
+    pub verdict_reason: String,
+    pub schema_version: u32,
+}
+
+/// The rows of one cell.
+pub fn rows(run_id: &str, target: &str, cell: &Cell, summary: &Summary) -> Vec<Row> {
+    summary.estimates.iter().map(|estimate| row(run_id, target, cell, summary, estimate)).collect()
+}
+
+fn row(run_id: &str, target: &str, cell: &Cell, summary: &Summary, estimate: &Estimate) -> Row {
+    let def = estimate.metric.def();
+    Row {
+        run_id: run_id.to_owned(),
+        target: target.to_owned(),
+        model: cell.model.clone(),
+        prompt_tokens: cell.prompt_tokens,
+        output_tokens: cell.output_tokens,
+        batch: cell.batch,
+        metric: def.key,
+        unit: def.unit,
+        stat: estimate.stat.key(),
+        value: estimate.value,
+        ci_low: estimate.interval.and_then(|i| i.low),
+        ci_high: estimate.interval.and_then(|i| i.high),
+        ci_method: estimate.interval.map(|i| i.method.key()),
+        n: estimate.n,
+        missing: estimate.missing,
+        bounded: estimate.bounded,
+        success_rate: (summary.requests > 0)
+            .then(|| f64::from(summary.succeeded) / f64::from(summary.requests)),
+        verdict: summary.verdict.key(),
+        verdict_reason: summary.verdict.reason_text(),
+        schema_version: SCHEMA_VERSION,
+    }
+}

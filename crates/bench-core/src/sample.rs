@@ -1,0 +1,102 @@
+//! One value of one metric, and what a cell's values come to.
+//!
+//! Missing is `None`. Statistics over samples stand in `stats`; this is only their vocabulary.
+
+use crate::metric::Metric;
+use crate::verdict::Verdict;
+
+/// One value of one metric for one request (or one gap of it, or one cell).
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sample {
+    pub metric: Metric,
+    /// Which request of the cell: groups the gaps of one request, which are not independent.
+    pub request: u32,
+    pub value: Option<f64>,
+}
+
+/// Which statistic of the samples.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Stat {
+    Mean,
+    /// Standard deviation with n - 1.
+    StdDev,
+    Min,
+    Max,
+    /// Type 7 quantile; 0.5 is written `p50`, 0.999 `p99.9`.
+    Quantile(f64),
+    /// The metric is one value of the whole cell (throughput, success rate).
+    Value,
+}
+
+impl Stat {
+    /// The text of the `stat` column.
+    pub fn key(self) -> String {
+        match self {
+            Self::Mean => "mean".into(),
+            Self::StdDev => "stddev".into(),
+            Self::Min => "min".into(),
+            Self::Max => "max".into(),
+            Self::Value => "value".into(),
+            Self::Quantile(p) => {
+                let percent = format!("{:.4}", p * 100.0);
+                format!("p{}", percent.trim_end_matches('0').trim_end_matches('.'))
+            }
+        }
+    }
+}
+
+/// How an interval was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IntervalMethod {
+    /// Binomial order statistics, for quantiles.
+    OrderStatistic,
+    StudentT,
+    /// Percentile bootstrap over requests.
+    ClusterBootstrap,
+    /// Wilson score, for proportions.
+    Wilson,
+}
+
+impl IntervalMethod {
+    pub fn key(self) -> &'static str {
+        match self {
+            Self::OrderStatistic => "order_statistic",
+            Self::StudentT => "student_t",
+            Self::ClusterBootstrap => "cluster_bootstrap",
+            Self::Wilson => "wilson",
+        }
+    }
+}
+
+/// 95 % interval; an end that the samples cannot bound is `None`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Interval {
+    pub low: Option<f64>,
+    pub high: Option<f64>,
+    pub method: IntervalMethod,
+}
+
+/// One statistic of one metric in one cell.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Estimate {
+    pub metric: Metric,
+    pub stat: Stat,
+    /// `None` where n does not support it.
+    pub value: Option<f64>,
+    pub interval: Option<Interval>,
+    /// Samples that went in.
+    pub n: u64,
+    /// Samples that should have been there and were missing.
+    pub missing: u64,
+    /// For quantiles: n reaches MLPerf's minimum for this percentile.
+    pub bounded: Option<bool>,
+}
+
+/// All estimates of one cell with its verdict.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Summary {
+    pub estimates: Vec<Estimate>,
+    pub requests: u32,
+    pub succeeded: u32,
+    pub verdict: Verdict,
+}

@@ -1,0 +1,109 @@
+//! What is measured: an engine, a server, a script, nothing.
+//!
+//! The thing measured does not know that it is measured: a target takes requests and hands over events
+//! through a recorder that stamps them.
+
+use crate::clock::Clock;
+use crate::event::{Event, EventKind};
+use crate::plan::{Cell, ModelPlan};
+use crate::shape::ModelFacts;
+use crate::unit::Nanos;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// One request, ready to run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Request {
+    pub repeat: u32,
+    pub slot: u32,
+    pub prompt: Vec<u32>,
+    pub output_tokens: u32,
+    /// Seed of the sampler for this request.
+    pub seed: u64,
+}
+
+/// Stamps and keeps the events of the requests of one batch.
+pub struct Recorder<'a> {
+    clock: &'a dyn Clock,
+    events: Vec<Vec<Event>>,
+    kv_allocated_bytes: Vec<Option<u64>>,
+}
+
+impl<'a> Recorder<'a> {
+    /// A recorder for `batch` requests, with room for `tokens` events each so that recording does not allocate.
+    pub fn new(clock: &'a dyn Clock, batch: usize, tokens: usize) -> Self {
+        let events = (0..batch).map(|_| Vec::with_capacity(tokens + 8)).collect();
+        Self { clock, events, kv_allocated_bytes: vec![None; batch] }
+    }
+
+    pub fn now(&self) -> Nanos {
+        self.clock.now()
+    }
+
+    /// Stamps `kind` for request `slot` with the present instant.
+    pub fn record(&mut self, slot: usize, kind: EventKind) {
+        let at = self.clock.now();
+        self.record_at(slot, at, kind);
+    }
+
+    /// Records `kind` with a stamp taken earlier: one read that carries several events has one stamp.
+    pub fn record_at(&mut self, slot: usize, at: Nanos, kind: EventKind) {
+        if let Some(events) = self.events.get_mut(slot) {
+            events.push(Event { at, kind });
+        }
+    }
+
+    pub fn kv_allocated(&mut self, slot: usize, bytes: u64) {
+        if let Some(entry) = self.kv_allocated_bytes.get_mut(slot) {
+            *entry = Some(bytes);
+        }
+    }
+
+    /// Per request: its events, and the KV bytes that were reported.
+    pub fn into_parts(self) -> Vec<(Vec<Event>, Option<u64>)> {
+        self.events.into_iter().zip(self.kv_allocated_bytes).collect()
+    }
+}
+
+/// Set by Ctrl-C; targets look at it between tokens.
+#[derive(Debug, Default)]
+pub struct StopFlag(AtomicBool);
+
+impl StopFlag {
+    pub const fn new() -> Self {
+        Self(AtomicBool::new(false))
+    }
+
+    pub fn stop(&self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+
+    pub fn is_set(&self) -> bool {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+/// Why a target could not be made ready; a failing request is an event, not an error.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct TargetError(pub String);
+
+/// Something that answers requests.
+pub trait Target {
+    /// The text of the `target` column.
+    fn key(&self) -> &'static str;
+
+    /// Makes `model` ready; called before its first cell, never inside a measured window.
+    fn prepare(
+        &mut self,
+        model: &ModelPlan,
+        progress: &mut dyn FnMut(f64),
+    ) -> Result<ModelFacts, TargetError>;
+
+    /// The prompt of request `index` of `cell`, exactly `cell.prompt_tokens` long; warm-up prompts are disjoint
+    /// from measured ones.
+    fn prompt(&mut self, cell: &Cell, index: u64, warmup: bool) -> Result<Vec<u32>, TargetError>;
+
+    /// Runs the requests of one batch to their ends. Records `Sent`, tokens, counts and how each ended;
+    /// `Intended` is recorded by the caller.
+    fn run(&mut self, requests: &[Request], recorder: &mut Recorder<'_>, stop: &StopFlag);
+}
