@@ -6,4 +6,19 @@
 #![allow(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod activation;
+pub mod attention;
+pub mod error;
 pub mod host;
+mod lanes;
+pub mod matmul;
+pub mod mxfp4;
+pub mod norm;
+pub mod rope;
+pub mod route;
+mod shared;
+pub mod variant;
+pub mod weights;
+
+pub use error::{Error, Result};
+pub use variant::Variant;
