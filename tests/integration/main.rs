@@ -1,1 +1,5 @@
 //! Integration tests.
+
+#![allow(clippy::unwrap_used)]
+
+mod checkpoint;

@@ -8,6 +8,21 @@ pub enum Error {
     #[error("{path}: {source}", path = .path.display())]
     Io { path: PathBuf, source: std::io::Error },
 
+    #[error("{file}: {reason}")]
+    Config { file: String, reason: String },
+
+    #[error("{file}: model type {found:?} is not supported: expected one of {supported}")]
+    UnsupportedModelType { file: String, found: String, supported: String },
+
+    #[error("{requested} layers asked for: the model has {available}, expected 1 to {available}")]
+    Layers { requested: usize, available: usize },
+
+    #[error("{folder} is not a checkpoint: it {problem}", folder = .folder.display())]
+    NotACheckpoint { folder: PathBuf, problem: String },
+
+    #[error("{path} {problem}", path = .path.display())]
+    BadFile { path: PathBuf, problem: String },
+
     #[error("tensor \"{tensor}\" is missing in {file}{hint}")]
     MissingTensor { tensor: String, file: String, hint: String },
 

@@ -5,8 +5,10 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod checkpoint;
 pub mod config;
 pub mod error;
+pub mod layout;
 pub mod weights;
 
 pub use error::{Error, Result};
