@@ -13,7 +13,7 @@ pub struct Build {
     pub version: String,
     /// Commit of the working tree at build time, `None` outside a checkout.
     pub commit: Option<String>,
-    /// Tracked files differed from the commit at build time.
+    /// What the binary is built from differed from the commit at build time.
     pub dirty: Option<bool>,
     pub rustc: String,
     pub target_triple: String,
@@ -28,8 +28,8 @@ pub struct Machine {
     pub cpu: String,
     pub cores: u32,
     pub cpu_features: Vec<String>,
-    pub memory_bytes: u64,
-    pub memory_available_bytes: u64,
+    pub memory_bytes: Option<u64>,
+    pub memory_available_bytes: Option<u64>,
     pub kernel: String,
     /// Frequency governor of the first core; `None` where the system does not tell.
     pub governor: Option<String>,
@@ -37,6 +37,15 @@ pub struct Machine {
     pub load_average: Option<[f64; 3]>,
     pub gpus: Vec<String>,
     pub clock: ClockPrecision,
+}
+
+/// A later process that went on with the run: its numbers stand beside those of the first.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Resumption {
+    pub started_at: String,
+    pub command: Vec<String>,
+    pub build: Build,
+    pub machine: Machine,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -51,4 +60,6 @@ pub struct Provenance {
     pub machine: Machine,
     /// Per model label, filled when the model was loaded.
     pub models: BTreeMap<String, ModelFacts>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub resumptions: Vec<Resumption>,
 }

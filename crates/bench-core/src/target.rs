@@ -92,12 +92,13 @@ pub trait Target {
     /// The text of the `target` column.
     fn key(&self) -> &'static str;
 
-    /// Makes `model` ready; called before its first cell, never inside a measured window.
+    /// Makes `model` ready; called before its first cell, never inside a measured window. `progress` is told
+    /// the fraction that is done. The sizes are `None` where there is no model behind the target.
     fn prepare(
         &mut self,
         model: &ModelPlan,
         progress: &mut dyn FnMut(f64),
-    ) -> Result<ModelFacts, TargetError>;
+    ) -> Result<Option<ModelFacts>, TargetError>;
 
     /// The prompt of request `index` of `cell`, exactly `cell.prompt_tokens` long; warm-up prompts are disjoint
     /// from measured ones.

@@ -1,0 +1,379 @@
+//! Raw results on disk: one folder per run, one immutable file per finished trial.
+//!
+//! ```text
+//! results/raw/<run_id>/spec.toml  plan.json  provenance.json  .lock
+//!                      cells/<cell_id>/round-000.jsonl
+//! ```
+//! A trial file is there whole or not at all. Nothing here looks into the events.
+
+mod files;
+mod trial;
+
+pub use files::Medium;
+pub use trial::{TrialHeader, TrialWriter, read_trial};
+
+use crate::plan_diff;
+use crate::{Error, Result};
+use bench_core::plan::{Plan, Trial};
+use bench_core::provenance::{Build, Provenance, Resumption};
+use bench_core::shape::ModelFacts;
+use bench_core::trace::TrialTrace;
+use files::{Opener, create_file, read_text, sync_folder, write_whole};
+use serde::de::DeserializeOwned;
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+const PLAN: &str = "plan.json";
+const SPEC: &str = "spec.toml";
+const PROVENANCE: &str = "provenance.json";
+const LOCK: &str = ".lock";
+const CELLS: &str = "cells";
+
+/// Where a trial of the plan stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TrialStatus {
+    Missing,
+    /// Its run was stopped inside the trial.
+    Incomplete,
+    Complete,
+}
+
+/// The folder of one run.
+pub struct RunFolder {
+    path: PathBuf,
+    plan: Plan,
+    provenance: Provenance,
+    /// Held while this process may write; `None` for a folder that was opened for reading.
+    lock: Option<File>,
+    notes: Vec<String>,
+    opener: Opener,
+}
+
+impl RunFolder {
+    /// Makes `<results_dir>/raw/<run_id>` with spec, plan and provenance in it, and locks it for this process.
+    /// A run id that is taken (two runs in one second) gets a number at its end.
+    pub fn create(results_dir: &Path, spec_toml: &str, plan: &Plan, provenance: &Provenance) -> Result<Self> {
+        let raw = results_dir.join("raw");
+        let run_id = provenance.run_id.clone();
+        let failed = |source| Error::Create { path: raw.join(&run_id), source };
+        fs::create_dir_all(&raw).map_err(failed)?;
+        let draft = raw.join(format!(".{run_id}.{}.tmp", std::process::id()));
+        let made = fs::create_dir(&draft)
+            .and_then(|()| fill(&draft, &raw, spec_toml, plan, provenance))
+            .inspect_err(|_| _ = fs::remove_dir_all(&draft));
+        let (path, lock, provenance) = made.map_err(failed)?;
+        Ok(Self {
+            path,
+            plan: plan.clone(),
+            provenance,
+            lock: Some(lock),
+            notes: vec![],
+            opener: create_file,
+        })
+    }
+
+    /// Opens a run for reading; a run in progress may be read.
+    pub fn open(path: &Path) -> Result<Self> {
+        let not_a_run = |problem: String| Error::NotARun { path: path.to_owned(), problem };
+        if !path.join(PLAN).is_file() {
+            return Err(not_a_run(format!("there is no {PLAN} in it")));
+        }
+        let plan: Plan = read_json(&path.join(PLAN))?;
+        let provenance: Provenance = read_json(&path.join(PROVENANCE))?;
+        if plan.hash() != provenance.plan_hash {
+            return Err(Error::PlanChanged {
+                path: path.to_owned(),
+                stored: provenance.plan_hash,
+                given: plan.hash(),
+                difference: format!("{PLAN} was edited after the run began"),
+            });
+        }
+        Ok(Self { path: path.to_owned(), plan, provenance, lock: None, notes: vec![], opener: create_file })
+    }
+
+    /// Opens a run to go on with it: locks it, refuses another plan than the stored one, removes what a killed
+    /// process left half-written, and notes this process in the provenance.
+    pub fn resume(path: &Path, plan: &Plan, provenance: &Provenance) -> Result<Self> {
+        let mut folder = Self::open(path)?;
+        folder.check_plan(plan)?;
+        folder.lock = Some(acquire(path)?);
+        folder.remove_leftovers()?;
+        folder.notes.extend(build_note(&folder.provenance.build, &provenance.build));
+        folder.provenance.resumptions.push(Resumption {
+            started_at: provenance.started_at.clone(),
+            command: provenance.command.clone(),
+            build: provenance.build.clone(),
+            machine: provenance.machine.clone(),
+        });
+        folder.write_provenance()?;
+        Ok(folder)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub fn run_id(&self) -> &str {
+        &self.provenance.run_id
+    }
+
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    pub fn provenance(&self) -> &Provenance {
+        &self.provenance
+    }
+
+    /// What the observer of a resumed run should be told.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// The study as it was written.
+    pub fn spec_toml(&self) -> Result<String> {
+        read_text(&self.path.join(SPEC))
+    }
+
+    /// Refuses any plan but the stored one, and says what differs.
+    pub fn check_plan(&self, plan: &Plan) -> Result<()> {
+        if plan.hash() == self.plan.hash() {
+            return Ok(());
+        }
+        Err(Error::PlanChanged {
+            path: self.path.clone(),
+            stored: self.plan.hash(),
+            given: plan.hash(),
+            difference: plan_diff::describe(&self.plan, plan),
+        })
+    }
+
+    /// Where the trial's file is, or will be.
+    pub fn trial_path(&self, trial: &Trial) -> PathBuf {
+        self.path.join(CELLS).join(&trial.cell).join(format!("round-{:03}.jsonl", trial.round))
+    }
+
+    /// Reads the trial's file to its end: a damaged one is an error, not a trial to run again.
+    pub fn status(&self, trial: &Trial) -> Result<TrialStatus> {
+        Ok(match self.read(trial)? {
+            None => TrialStatus::Missing,
+            Some(trace) if trace.complete => TrialStatus::Complete,
+            Some(_) => TrialStatus::Incomplete,
+        })
+    }
+
+    /// All stored trials, those of one cell together: cells in the plan's order, rounds ascending.
+    pub fn read_trials(&self) -> Result<Vec<TrialTrace>> {
+        let mut traces = Vec::with_capacity(self.plan.trials.len());
+        for cell in &self.plan.cells {
+            let mut own: Vec<_> = self.plan.trials.iter().filter(|t| t.cell == cell.id).collect();
+            own.sort_by_key(|t| t.round);
+            for trial in own {
+                traces.extend(self.read(trial)?);
+            }
+        }
+        Ok(traces)
+    }
+
+    fn read(&self, trial: &Trial) -> Result<Option<TrialTrace>> {
+        let path = self.trial_path(trial);
+        if !path.exists() {
+            return Ok(None);
+        }
+        let trace = read_trial(&path)?;
+        if (trace.trial, &trace.cell, trace.round) != (trial.index, &trial.cell, trial.round) {
+            let problem = format!(
+                "this is trial {} (cell {}, round {}), expected trial {} of the plan: the file was moved",
+                trace.trial, trace.cell, trace.round, trial.index
+            );
+            return Err(Error::Corrupt { path, line: 1, problem });
+        }
+        Ok(Some(trace))
+    }
+
+    /// Starts the file of one trial. It appears under its name when the writer is finished; an incomplete trial
+    /// that stands there is then kept beside it as `round-000.partial-N.jsonl`.
+    pub fn begin_trial(&self, trial: &Trial, header: &TrialHeader) -> Result<TrialWriter> {
+        if self.lock.is_none() {
+            return Err(Error::ReadOnly { path: self.path.clone() });
+        }
+        if self.status(trial)? == TrialStatus::Complete {
+            return Err(Error::Finished { path: self.trial_path(trial) });
+        }
+        TrialWriter::create(&self.path, &self.trial_path(trial), header, self.opener)
+    }
+
+    /// Adds what the target says of a model to the provenance.
+    pub fn record_model(&mut self, label: &str, facts: &ModelFacts) -> Result<()> {
+        if self.provenance.models.get(label) == Some(facts) {
+            return Ok(());
+        }
+        self.provenance.models.insert(label.to_owned(), facts.clone());
+        self.write_provenance()
+    }
+
+    fn write_provenance(&self) -> Result<()> {
+        let path = self.path.join(PROVENANCE);
+        write_whole(&path, &pretty(&self.provenance)).map_err(|source| Error::Write {
+            path,
+            folder: self.path.clone(),
+            source,
+        })
+    }
+
+    /// Files under temporary names are unfinished: their trial runs again.
+    fn remove_leftovers(&self) -> Result<()> {
+        let failed =
+            |path: &Path, source| Error::Write { path: path.to_owned(), folder: self.path.clone(), source };
+        let cells = subfolders(&self.path.join(CELLS))?;
+        for folder in cells.iter().chain([&self.path]) {
+            for path in entries(folder)? {
+                if path.extension().is_some_and(|e| e == "tmp") {
+                    fs::remove_file(&path).map_err(|e| failed(&path, e))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets a test put a failing medium under the trial files.
+    #[cfg(test)]
+    fn with_opener(mut self, opener: Opener) -> Self {
+        self.opener = opener;
+        self
+    }
+}
+
+/// The runs below `results_dir/raw`, sorted by name; none if there is no such folder.
+pub fn list_runs(results_dir: &Path) -> Result<Vec<PathBuf>> {
+    let mut runs = subfolders(&results_dir.join("raw"))?;
+    runs.retain(|p| p.join(PLAN).is_file() && !file_name(p).starts_with('.'));
+    Ok(runs)
+}
+
+/// Writes the three files into `draft`, locks it, and gives it its final name.
+fn fill(
+    draft: &Path,
+    raw: &Path,
+    spec_toml: &str,
+    plan: &Plan,
+    provenance: &Provenance,
+) -> io::Result<(PathBuf, File, Provenance)> {
+    let mut provenance = provenance.clone();
+    let first = provenance.run_id.clone();
+    fs::create_dir(draft.join(CELLS))?;
+    write_whole(&draft.join(SPEC), spec_toml.as_bytes())?;
+    write_whole(&draft.join(PLAN), &pretty(plan))?;
+    let lock = open_lock(draft)?;
+    lock.try_lock()?;
+    name_holder(&lock)?;
+    for number in 1.. {
+        provenance.run_id = if number == 1 { first.clone() } else { format!("{first}-{number}") };
+        let path = raw.join(&provenance.run_id);
+        if path.exists() {
+            continue;
+        }
+        write_whole(&draft.join(PROVENANCE), &pretty(&provenance))?;
+        match fs::rename(draft, &path) {
+            // Another process took the name between the look and the rename.
+            Err(e) if e.kind() == io::ErrorKind::DirectoryNotEmpty => {}
+            done => {
+                done?;
+                sync_folder(raw)?;
+                return Ok((path, lock, provenance));
+            }
+        }
+    }
+    Err(io::ErrorKind::AlreadyExists.into())
+}
+
+/// Takes the run's lock for as long as the file lives; the system releases it when the process dies.
+fn acquire(folder: &Path) -> Result<File> {
+    let failed = |source| Error::Write { path: folder.join(LOCK), folder: folder.to_owned(), source };
+    let lock = open_lock(folder).map_err(failed)?;
+    match lock.try_lock() {
+        Ok(()) => name_holder(&lock).map_err(failed).map(|()| lock),
+        Err(TryLockError::WouldBlock) => {
+            let mut holder = String::new();
+            let _ = (&lock).read_to_string(&mut holder);
+            let holder = match holder.trim() {
+                "" => "another process".to_owned(),
+                pid => format!("process {pid}"),
+            };
+            Err(Error::Locked { path: folder.to_owned(), holder })
+        }
+        Err(TryLockError::Error(e)) => Err(failed(e)),
+    }
+}
+
+fn open_lock(folder: &Path) -> io::Result<File> {
+    File::options().read(true).write(true).create(true).truncate(false).open(folder.join(LOCK))
+}
+
+fn name_holder(mut lock: &File) -> io::Result<()> {
+    lock.set_len(0)?;
+    writeln!(lock, "{}", std::process::id())
+}
+
+fn build_note(first: &Build, now: &Build) -> Option<String> {
+    let text = |b: &Build| {
+        let commit = b.commit.as_deref().unwrap_or("unknown commit");
+        let dirty = if b.dirty == Some(true) { ", with changes" } else { "" };
+        format!(
+            "{} ({commit}{dirty}, {}, opt {})",
+            b.version,
+            b.rustc,
+            if b.debug { "debug" } else { "release" }
+        )
+    };
+    (first != now).then(|| {
+        format!(
+            "the run began with build {}, this is {}: compare its trials with care; both are in {PROVENANCE}",
+            text(first),
+            text(now)
+        )
+    })
+}
+
+/// Reads a JSON file of this schema version.
+fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    let text = read_text(path)?;
+    let corrupt = |e: serde_json::Error| Error::Corrupt {
+        path: path.to_owned(),
+        line: e.line() as u64,
+        problem: format!("{e}: the file was cut or edited after the run"),
+    };
+    let version: files::Version = serde_json::from_str(&text).map_err(corrupt)?;
+    version.check().map_err(|problem| Error::Corrupt { path: path.to_owned(), line: 1, problem })?;
+    serde_json::from_str(&text).map_err(corrupt)
+}
+
+/// Plans and provenance hold strings, numbers and maps with text keys: they always have a JSON form.
+fn pretty(value: &impl serde::Serialize) -> Vec<u8> {
+    let mut text = serde_json::to_vec_pretty(value).unwrap_or_default();
+    text.push(b'\n');
+    text
+}
+
+fn subfolders(folder: &Path) -> Result<Vec<PathBuf>> {
+    if !folder.exists() {
+        return Ok(Vec::new());
+    }
+    let mut found = entries(folder)?;
+    found.retain(|p| p.is_dir());
+    found.sort();
+    Ok(found)
+}
+
+fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
+    let list = || fs::read_dir(folder)?.map(|e| e.map(|e| e.path())).collect::<io::Result<_>>();
+    list().map_err(|source| Error::Read { path: folder.to_owned(), source })
+}
+
+fn file_name(path: &Path) -> &str {
+    path.file_name().and_then(|n| n.to_str()).unwrap_or("")
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,38 @@
+//! The targets that a plan can name, and the clock that each stamps with.
+
+pub mod mock;
+pub mod null;
+
+use crate::{Error, Result};
+use bench_core::clock::{Clock, MonotonicClock};
+use bench_core::plan::Plan;
+use bench_core::spec::TargetKind;
+use bench_core::target::Target;
+use std::sync::Arc;
+
+/// A target and the clock of its run.
+pub struct Opened {
+    pub target: Box<dyn Target>,
+    pub clock: Arc<dyn Clock>,
+}
+
+/// Makes the target that `plan` names; nothing is loaded yet.
+pub fn open(plan: &Plan) -> Result<Opened> {
+    match plan.target.kind {
+        TargetKind::Mock => {
+            let target = mock::MockTarget::from_plan(plan);
+            let clock = target.clock();
+            Ok(Opened { target: Box::new(target), clock })
+        }
+        TargetKind::Null => Ok(real(null::NullTarget)),
+        TargetKind::Engine => engine_target(plan),
+    }
+}
+
+fn real(target: impl Target + 'static) -> Opened {
+    Opened { target: Box::new(target), clock: Arc::new(MonotonicClock::default()) }
+}
+
+fn engine_target(_plan: &Plan) -> Result<Opened> {
+    Err(Error::TargetNotBuilt { target: "engine" })
+}
