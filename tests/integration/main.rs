@@ -3,3 +3,5 @@
 #![allow(clippy::unwrap_used)]
 
 mod checkpoint;
+mod text;
+mod text_prompt;

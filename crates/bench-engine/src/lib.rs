@@ -9,6 +9,7 @@ pub mod checkpoint;
 pub mod config;
 pub mod error;
 pub mod layout;
+pub mod text;
 pub mod weights;
 
 pub use error::{Error, Result};
