@@ -10,7 +10,8 @@ const CRATE_DOC_LINES: std::ops::RangeInclusive<usize> = 2..=15;
 
 pub(super) fn check(tree: &Tree) -> Vec<Finding> {
     let mut findings = readmes(tree);
-    for (path, text) in tree.texts_ending(".rs") {
+    // Unit tests in a file of their own need no introduction beyond their parent's.
+    for (path, text) in tree.texts_ending(".rs").filter(|(path, _)| !path.ends_with("/tests.rs")) {
         findings.extend(head(path, text));
     }
     findings

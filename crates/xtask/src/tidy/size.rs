@@ -21,12 +21,11 @@ pub(super) fn check(source: &Source) -> Vec<Finding> {
         let message = format!("{lines} lines; the limit is {FILE_LINES}, split it by responsibility");
         findings.push(Finding::error(&source.path, 0, message));
     }
-    for (i, line) in source.text.lines().enumerate() {
-        let columns = line.chars().count();
-        if columns > LINE_COLUMNS {
-            let message = format!("{columns} columns; the width is {LINE_COLUMNS}");
-            findings.push(Finding::warning(&source.path, i + 1, message));
-        }
+    let wide = |line: &&str| line.chars().count() > LINE_COLUMNS;
+    if let Some(first) = source.text.lines().position(|line| wide(&line)) {
+        let count = source.text.lines().filter(wide).count();
+        let message = format!("{count} line(s) wider than {LINE_COLUMNS} columns, the first of them here");
+        findings.push(Finding::warning(&source.path, first + 1, message));
     }
     let mut functions = Functions(Vec::new());
     functions.visit_file(&source.ast);
@@ -104,7 +103,11 @@ mod tests {
     fn long_files_fail_and_long_lines_warn() {
         assert_eq!(findings("crates/a/src/x.rs", &"// a\n".repeat(700)), []);
         assert_eq!(findings("tests/integration/x.rs", &"// a\n".repeat(701)).len(), 1);
-        let found = findings("crates/a/src/x.rs", &format!("// {}\n", "ä".repeat(108)));
-        assert_eq!(found, [Finding::warning("crates/a/src/x.rs", 1, "111 columns; the width is 110")]);
+        let line = |columns: usize| format!("// {}\n", "ä".repeat(columns - 3));
+        assert_eq!(findings("crates/a/src/x.rs", &line(110)), []);
+        let found = findings("crates/a/src/x.rs", &format!("{}{}{}", line(110), line(111), line(130)));
+        assert_eq!(found.len(), 1);
+        assert_eq!((found[0].line, found[0].severity), (2, super::super::Severity::Warning));
+        assert!(found[0].message.starts_with("2 line(s)"), "{found:?}");
     }
 }
