@@ -58,7 +58,7 @@ pub(crate) fn run(root: &Path) -> Result<(), Error> {
     if errors == 0 { Ok(()) } else { Err(Error::Tidy(errors)) }
 }
 
-/// All findings of all rules, by path and line.
+/// All findings of all rules, by path and line; errors last, where they are seen.
 fn check(tree: &Tree) -> Vec<Finding> {
     let (sources, mut findings) = Source::parse_all(tree);
     findings.extend(direction::check(tree));
@@ -71,7 +71,7 @@ fn check(tree: &Tree) -> Vec<Finding> {
         findings.extend(safety::check(source));
         findings.extend(words::check_code(source));
     }
-    findings.sort_by(|a, b| (&a.path, a.line, &a.message).cmp(&(&b.path, b.line, &b.message)));
+    findings.sort_by(|a, b| (a.severity, &a.path, a.line).cmp(&(b.severity, &b.path, b.line)));
     findings
 }
 
