@@ -101,7 +101,9 @@ pub fn derive_seed(seed: u64, purpose: &str) -> u64 {
 
 /// First 16 hex digits of the SHA-256 of `bytes`.
 pub fn short_hash(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().take(8).map(|b| format!("{b:02x}")).collect()
+    let digest = Sha256::digest(bytes);
+    let first: [u8; 8] = std::array::from_fn(|i| digest[i]);
+    format!("{:016x}", u64::from_be_bytes(first))
 }
 
 impl RunSpec {
@@ -334,7 +336,7 @@ fn at_least_one(key: &'static str, number: u32) -> Result<u32, Error> {
     if number == 0 { Err(value(key, number, "at least 1".to_owned())) } else { Ok(number) }
 }
 
-fn value(key: &'static str, value: impl ToString, expected: String) -> Error {
+fn value(key: &'static str, value: impl std::fmt::Display, expected: String) -> Error {
     Error::Value { key, value: value.to_string(), expected }
 }
 
