@@ -46,6 +46,23 @@ pub enum FailureKind {
     Interrupted,
 }
 
+impl FailureKind {
+    /// The text of the `stat` column of the `failures` metric, as in the stored events.
+    pub fn key(self) -> &'static str {
+        match self {
+            Self::Connect => "connect",
+            Self::Timeout => "timeout",
+            Self::Status => "status",
+            Self::ErrorEvent => "error_event",
+            Self::TruncatedStream => "truncated_stream",
+            Self::BadFrame => "bad_frame",
+            Self::EmptyAnswer => "empty_answer",
+            Self::Engine => "engine",
+            Self::Interrupted => "interrupted",
+        }
+    }
+}
+
 /// Who counted the tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -14,6 +14,7 @@ pub mod row;
 pub mod sample;
 pub mod shape;
 pub mod spec;
+pub mod stats;
 pub mod target;
 pub mod trace;
 pub mod unit;
@@ -33,4 +34,6 @@ pub enum Error {
     UnknownMetric { key: String, valid: String },
     #[error("trace of cell {cell}, repeat {repeat}: {message}")]
     Trace { cell: String, repeat: u32, message: String },
+    #[error("{value} among {n} samples: only finite numbers can be summarised; leave out what is missing")]
+    NotFinite { value: f64, n: u64 },
 }

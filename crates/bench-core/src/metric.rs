@@ -97,15 +97,21 @@ metrics! {
     OutputTokens "output_tokens_actual" "1" Neutral Request "Output tokens"
         "output tokens as counted by the target";
     SystemTokenRate "system_tok_s" "tok/s" Higher Cell "System token rate"
-        "output tokens that arrived inside the steady window / its length";
+        "output tokens of successful requests that arrived inside the steady window / its length";
     SystemRequestRate "system_req_s" "req/s" Higher Cell "System request rate"
-        "requests completed inside the steady window / its length";
+        "successful requests that ended inside the steady window / its length";
+    SteadyWindow "steady_window_ms" "ms" Neutral Cell "Steady window"
+        "from the first moment at full concurrency to the last, summed over rounds";
+    SteadyWindowShare "steady_window_share" "1" Neutral Cell "Steady window share"
+        "steady window / time from the first request sent to the last one ended, summed over rounds; the rest is ramp up and drain, left out of system rates";
     PeakConcurrency "peak_concurrency" "1" Neutral Cell "Peak concurrency"
         "largest number of requests in flight";
     MeanConcurrency "mean_concurrency" "1" Neutral Cell "Mean concurrency"
         "requests in flight, averaged over the time in which any was";
     SuccessRate "success_rate" "1" Higher Cell "Success rate"
-        "requests that ended with all their tokens / requests started";
+        "requests that ended with a finish reason and at least one token / requests started";
+    Failures "failures" "1" Lower Cell "Failed requests"
+        "requests that failed, counted by kind in the stat column; no row where none did";
     KvBytes "kv_allocated_bytes" "B" Lower Request "KV cache allocated"
         "bytes allocated for keys and values at the end of the request, as the engine reports them";
 }
@@ -162,10 +168,13 @@ pub fn column_reference() -> String {
 const STATISTICS: &str = "
 ## Statistics
 
-Quantiles are type 7 on raw samples, from a histogram with three significant digits once a cell has more than \
-100,000 samples. A quantile p is empty unless n >= 1 / (1 - p): p95 from 20, p99 from 100, p99.9 from 1,000 samples. \
-Intervals are 95 %: order statistics (binomial) for quantiles, with an empty end where n cannot bound it; Student's t \
-for means of per-request metrics; a bootstrap over whole requests for pooled gaps; Wilson for rates of success. \
+Quantiles are type 7 on raw samples, from a histogram with three significant digits once a metric of a cell has more \
+than 100,000 samples. A quantile p is empty unless n >= 1 / (1 - p): p50 from 2, p90 from 10, p95 from 20, p99 from \
+100, p99.9 from 1,000 samples. Intervals are 95 %. Quantiles of independent requests: binomial order statistics at \
+the fractional rank that gives 95 %; an end that n cannot bound is empty, and the other one is then a one-sided bound. \
+Means of independent requests: a studentized bootstrap from 10 requests on, Student's t below. Pooled gaps, and \
+everything in batches, whose requests share their instants: a studentized bootstrap over whole requests or batches, \
+empty below 10 of them or where they are worth fewer samples than the quantile needs. Success rate: Wilson. \
 `bounded` says whether n reaches MLPerf's minimum for that quantile (p50 11, p90 64, p95 130, p99 662, p99.9 6,636).
 ";
 

@@ -14,7 +14,10 @@ pub const COLUMNS: &[(&str, &str)] = &[
     ("batch", "requests that run together"),
     ("metric", "key of the metric, see below"),
     ("unit", "unit of `value`, `ci_low` and `ci_high`"),
-    ("stat", "`mean`, `stddev`, `min`, `max`, `p50` ... or `value` for one figure of the whole cell"),
+    (
+        "stat",
+        "`mean`, `stddev`, `min`, `max`, `p50` ... `value` for one figure of the whole cell; the kind for `failures`",
+    ),
     ("value", "the figure; empty where n does not support it"),
     ("ci_low", "lower end of the 95 % interval; empty where n cannot bound it"),
     ("ci_high", "upper end of the 95 % interval; empty where n cannot bound it"),
@@ -83,4 +86,44 @@ fn row(run_id: &str, target: &str, cell: &Cell, summary: &Summary, estimate: &Es
         verdict_reason: summary.verdict.reason_text(),
         schema_version: SCHEMA_VERSION,
     }
+}
+
+/// Header of the study's unified latency CSV: a view of the same events with the study's own formulas.
+pub const STUDY_LATENCY_COLUMNS: &[&str] = &[
+    "model_short",
+    "model",
+    "model_type",
+    "prompt_tokens",
+    "gen_tokens",
+    "TTFT_ms",
+    "p50_ms",
+    "p95_ms",
+    "p99_ms",
+    "TPOT_tokps",
+    "context_length",
+    "ttft_ms",
+];
+
+/// One row of the study's unified latency CSV; field order is that of `STUDY_LATENCY_COLUMNS`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StudyLatencyRow {
+    pub model_short: String,
+    pub model: String,
+    pub model_type: String,
+    pub prompt_tokens: u32,
+    pub gen_tokens: u32,
+    /// Median of `ttft_ms`.
+    pub ttft_median_ms: Option<f64>,
+    /// Median of `e2el_ms`.
+    pub p50_ms: Option<f64>,
+    /// `e2el_ms` at index ceil(0.95 (n - 1)) of the sorted values.
+    pub p95_ms: Option<f64>,
+    /// `e2el_ms` at index ceil(0.99 (n - 1)) of the sorted values.
+    pub p99_ms: Option<f64>,
+    /// `gen_tokens` / `p50_ms` in seconds: a rate in spite of its name, prefill included.
+    pub tpot_tokps: Option<f64>,
+    /// `prompt_tokens` again.
+    pub context_length: u32,
+    /// `TTFT_ms` again.
+    pub ttft_ms: Option<f64>,
 }

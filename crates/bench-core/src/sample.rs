@@ -2,6 +2,7 @@
 //!
 //! Missing is `None`. Statistics over samples stand in `stats`; this is only their vocabulary.
 
+use crate::event::FailureKind;
 use crate::metric::Metric;
 use crate::verdict::Verdict;
 
@@ -9,7 +10,8 @@ use crate::verdict::Verdict;
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sample {
     pub metric: Metric,
-    /// Which request of the cell: groups the gaps of one request, which are not independent.
+    /// The repeat within the cell, 0 for a value of the whole cell: groups what is not independent, the gaps of
+    /// one request and the requests of one batch, which share their instants.
     pub request: u32,
     pub value: Option<f64>,
 }
@@ -26,6 +28,8 @@ pub enum Stat {
     Quantile(f64),
     /// The metric is one value of the whole cell (throughput, success rate).
     Value,
+    /// Requests that failed in this way; written as the kind's key.
+    Count(FailureKind),
 }
 
 impl Stat {
@@ -37,6 +41,7 @@ impl Stat {
             Self::Min => "min".into(),
             Self::Max => "max".into(),
             Self::Value => "value".into(),
+            Self::Count(kind) => kind.key().into(),
             Self::Quantile(p) => {
                 let percent = format!("{:.4}", p * 100.0);
                 format!("p{}", percent.trim_end_matches('0').trim_end_matches('.'))
@@ -51,7 +56,7 @@ pub enum IntervalMethod {
     /// Binomial order statistics, for quantiles.
     OrderStatistic,
     StudentT,
-    /// Percentile bootstrap over requests.
+    /// Studentized bootstrap that resamples whole requests, or whole batches.
     ClusterBootstrap,
     /// Wilson score, for proportions.
     Wilson,
@@ -88,7 +93,7 @@ pub struct Estimate {
     pub n: u64,
     /// Samples that should have been there and were missing.
     pub missing: u64,
-    /// For quantiles: n reaches MLPerf's minimum for this percentile.
+    /// For quantiles: n reaches `MLPerf`'s minimum for this percentile.
     pub bounded: Option<bool>,
 }
 

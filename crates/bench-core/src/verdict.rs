@@ -11,10 +11,11 @@ use std::fmt;
 pub enum Reason {
     /// No request succeeded.
     NoSuccess { requests: u32 },
-    /// Output length deviates by more than 1 % from what was asked.
-    OutputLength { requested: u32, actual_mean: f64 },
-    /// Prompt length deviates by more than 1 % from what was asked.
-    PromptLength { requested: u32, actual_mean: f64 },
+    /// Output length deviates by more than 1 % from what was asked, on average or in any request; `worst` is
+    /// the length of the request that deviates most.
+    OutputLength { requested: u32, actual_mean: f64, worst: u64 },
+    /// Prompt length, likewise.
+    PromptLength { requested: u32, actual_mean: f64, worst: u64 },
     /// The build has debug assertions or no optimisation.
     DebugBuild,
     /// The run was stopped before all repeats were done.
@@ -29,11 +30,17 @@ impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoSuccess { requests } => write!(f, "none of {requests} requests succeeded"),
-            Self::OutputLength { requested, actual_mean } => {
-                write!(f, "output length {actual_mean:.1} instead of {requested}")
+            Self::OutputLength { requested, actual_mean, worst } => {
+                write!(
+                    f,
+                    "output length {actual_mean:.1} on average, {worst} at worst, instead of {requested}"
+                )
             }
-            Self::PromptLength { requested, actual_mean } => {
-                write!(f, "prompt length {actual_mean:.1} instead of {requested}")
+            Self::PromptLength { requested, actual_mean, worst } => {
+                write!(
+                    f,
+                    "prompt length {actual_mean:.1} on average, {worst} at worst, instead of {requested}"
+                )
             }
             Self::DebugBuild => write!(f, "debug build"),
             Self::Incomplete { have, planned } => write!(f, "{have} of {planned} requests"),

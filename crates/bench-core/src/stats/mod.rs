@@ -1,0 +1,17 @@
+//! Statistics over samples: quantiles, what n supports, and 95 % intervals.
+//!
+//! Everything here is a pure function of its arguments; the bootstrap draws from a seeded generator.
+//! Which metric is summarised how stands in the metric crates, and nothing here knows a metric.
+
+mod cluster;
+mod distribution;
+mod interval;
+mod support;
+
+pub use cluster::{Clustered, MIN_CLUSTERS};
+pub use distribution::{Distribution, HISTOGRAM_FROM};
+pub use interval::{mean_interval, quantile_interval, wilson_interval};
+pub use support::{is_bounded, minimum_bounded_n, minimum_n, supports};
+
+/// Error probability of every interval: 95 % are nominal.
+pub const ALPHA: f64 = 0.05;
