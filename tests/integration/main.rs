@@ -3,5 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod checkpoint;
+mod resume;
+mod runner;
 mod text;
 mod text_prompt;
