@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use bench_engine::text::harmony::{ReasoningEffort, Role};
 use bench_engine::text::{ChatFormat, ChatTemplate, PromptBuilder, Split, Tokenizer, Turn};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 fn harmony() -> ChatFormat {
     ChatFormat::Harmony { reasoning_effort: ReasoningEffort::Medium, date: "2025-06-28".parse().unwrap() }
@@ -147,5 +147,66 @@ fn user_text_never_becomes_structure() {
                 |ids: &[u32]| ids.iter().filter(|id| tokenizer.is_special(**id)).copied().collect::<Vec<_>>();
             assert_eq!(specials(&with), specials(&without), "{}", format.name());
         }
+    }
+}
+
+/// A tokenizer in the manner of SentencePiece: `▁` for the space and before the text, bytes as a fallback, merges
+/// that cross the ends of sentences.
+fn sentence_piece() -> Tokenizer {
+    let mut vocab = serde_json::Map::new();
+    let mut add = |token: String| {
+        let id = vocab.len();
+        vocab.entry(token).or_insert(id.into());
+    };
+    ["<unk>", "<s>", "</s>"].map(str::to_owned).map(&mut add);
+    (0..256).for_each(|byte| add(format!("<0x{byte:02X}>")));
+    add("\u{2581}".to_owned());
+    ('!'..='~').for_each(|letter| add(letter.to_string()));
+    let merges = [
+        ["t", "h"],
+        ["th", "e"],
+        ["\u{2581}", "the"],
+        ["e", "r"],
+        ["i", "n"],
+        [".", "\u{2581}"],
+        ["a", "n"],
+        ["an", "d"],
+    ];
+    for merge in merges {
+        add(merge.concat());
+    }
+    let special = |id: usize, content: &str| {
+        json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
+               "normalized": false, "special": true})
+    };
+    let spaces =
+        |from: &str, to: &str| json!({"type": "Replace", "pattern": {"String": from}, "content": to});
+    let tokenizer = json!({
+        "version": "1.0", "truncation": null, "padding": null,
+        "added_tokens": [special(0, "<unk>"), special(1, "<s>"), special(2, "</s>")],
+        "normalizer": {"type": "Sequence", "normalizers": [
+            {"type": "Prepend", "prepend": "\u{2581}"}, spaces(" ", "\u{2581}")]},
+        "pre_tokenizer": null, "post_processor": null,
+        "decoder": {"type": "Sequence", "decoders": [
+            spaces("\u{2581}", " "), {"type": "ByteFallback"}, {"type": "Fuse"},
+            {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
+        "model": {"type": "BPE", "dropout": null, "unk_token": "<unk>", "continuing_subword_prefix": null,
+                  "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": true, "ignore_merges": false,
+                  "vocab": vocab, "merges": merges},
+    });
+    Tokenizer::from_bytes(tokenizer.to_string().as_bytes()).unwrap()
+}
+
+#[test]
+fn lengths_are_exact_where_sentences_do_not_stand_alone() {
+    let tokenizer = sentence_piece();
+    let text = "in the end, naïve\n";
+    assert_eq!(tokenizer.decode(&tokenizer.encode(text).unwrap()), text);
+    let builder = PromptBuilder::new(&tokenizer, &ChatFormat::Plain, 2, Split::Measured).unwrap();
+    for n in (1..40).chain([500, 2_048]) {
+        let prompt = builder.build(n as u64, n).unwrap();
+        assert_eq!(prompt.ids.len(), n);
+        // The one token is the prefix of every text, and no text by itself.
+        assert_eq!(prompt.retokenizes, n > 1, "{n}: {:?}", prompt.text);
     }
 }

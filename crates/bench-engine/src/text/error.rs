@@ -42,8 +42,6 @@ pub enum TextError {
         "a prompt of {asked} tokens is shorter than the {minimum} that the {format} format needs with one token of text"
     )]
     PromptTooShort { asked: usize, minimum: usize, format: &'static str },
-    #[error("cannot reach exactly {asked} tokens with this tokenizer, the nearest is {nearest}")]
-    PromptUnreachable { asked: usize, nearest: usize },
 }
 
 /// Result of the text layer.

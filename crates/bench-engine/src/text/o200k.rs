@@ -48,10 +48,9 @@ fn special_name(offset: usize) -> String {
 /// Byte-level BPE over the first `ranks` tokens of o200k, the specials right after them.
 pub(super) fn build(ranks: usize) -> Result<tokenizers::Tokenizer> {
     let failed = |error: tokenizers::Error| TextError::Vocabulary { message: error.to_string() };
-    let tokens = token_bytes(ranks)?;
-    let visible: Vec<String> = tokens.par_iter().map(|bytes| visible_of_bytes(bytes)).collect();
-    let merges = merges(&tokens, &visible);
-    let vocab: Vocab = visible.into_iter().zip(0..).collect();
+    let tokens = tokens(ranks)?;
+    let vocab: Vocab = tokens.iter().cloned().zip(0..).collect();
+    let merges = merges(&tokens, &vocab);
     let model = BPE::builder().vocab_and_merges(vocab, merges).ignore_merges(true).build().map_err(failed)?;
 
     let mut tokenizer = tokenizers::Tokenizer::new(model);
@@ -66,28 +65,26 @@ pub(super) fn build(ranks: usize) -> Result<tokenizers::Tokenizer> {
     Ok(tokenizer)
 }
 
-/// Bytes of the first `ranks` tokens.
-fn token_bytes(ranks: usize) -> Result<Vec<Vec<u8>>> {
+/// The first `ranks` tokens in printable characters.
+fn tokens(ranks: usize) -> Result<Vec<String>> {
     let failed = |message: String| TextError::Vocabulary { message };
     let encoding = tiktoken_rs::o200k_base().map_err(|error| failed(error.to_string()))?;
+    let token = |rank| encoding.decode_bytes(&[rank]).map(|bytes| visible_of_bytes(&bytes));
     (0..ranks as u32)
         .into_par_iter()
-        .map(|rank| encoding.decode_bytes(&[rank]).map_err(|error| failed(error.to_string())))
+        .map(|rank| token(rank).map_err(|error| failed(error.to_string())))
         .collect()
 }
 
 /// Every split of every token into two tokens, in rank order of the token, then of its parts.
-fn merges(tokens: &[Vec<u8>], visible: &[String]) -> Merges {
-    let rank: HashMap<&[u8], usize> = tokens.iter().map(Vec::as_slice).zip(0..).collect();
-    let splits = |token: &Vec<u8>| {
-        let pairs =
-            (1..token.len()).filter_map(|at| Some((*rank.get(&token[..at])?, *rank.get(&token[at..])?)));
-        let mut pairs: Vec<(usize, usize)> = pairs.collect();
+fn merges(tokens: &[String], vocab: &Vocab) -> Merges {
+    let splits = |token: &String| {
+        let parts = token.char_indices().skip(1).map(|(at, _)| token.split_at(at));
+        let pairs = parts.filter_map(|(left, right)| Some((*vocab.get(left)?, *vocab.get(right)?)));
+        let mut pairs: Vec<(u32, u32)> = pairs.collect();
         pairs.sort_unstable();
-        pairs
-            .into_iter()
-            .map(|(left, right)| (visible[left].clone(), visible[right].clone()))
-            .collect::<Vec<_>>()
+        let token = |id: u32| tokens[id as usize].clone();
+        pairs.into_iter().map(move |(left, right)| (token(left), token(right))).collect::<Vec<_>>()
     };
     tokens.par_iter().flat_map_iter(splits).collect()
 }

@@ -35,7 +35,7 @@ pub struct Prompt {
     pub text: String,
     /// SHA-256 of the text, in hex.
     pub text_hash: String,
-    /// Whether encoding `text` gives the body's ids again. Only prompts shorter than a sentence may fail to.
+    /// Whether encoding `text` gives the body's ids again; a body of one or two tokens may fail to.
     pub retokenizes: bool,
 }
 
@@ -58,6 +58,23 @@ struct EncodedUnit {
     ids: [OnceLock<Vec<u32>>; 4],
 }
 
+/// A unit at its place in a prompt.
+#[derive(Debug, Clone, Copy)]
+struct Step<'a> {
+    unit: &'a EncodedUnit,
+    /// A space precedes it.
+    space: bool,
+    /// A paragraph ends with it.
+    ends: bool,
+}
+
+impl Step<'_> {
+    fn text(self) -> String {
+        let (before, after) = (if self.space { " " } else { "" }, if self.ends { BREAK } else { "" });
+        format!("{before}{}{after}", self.unit.unit.text)
+    }
+}
+
 /// Of four units, one is for warm-up.
 const WARMUP_SHARE: usize = 4;
 /// How many tokens before a bad cut are tried for a better one.
@@ -72,7 +89,7 @@ const BREAK: &str = "\n\n";
 impl PromptBuilder {
     /// Fails if the tokenizer lacks the format's tokens or the template does not show the text.
     pub fn new(tokenizer: &Tokenizer, format: &ChatFormat, seed: u64, split: Split) -> Result<Self> {
-        let mine = |index: usize| (index % WARMUP_SHARE == 0) == (split == Split::Warmup);
+        let mine = |index: usize| index.is_multiple_of(WARMUP_SHARE) == (split == Split::Warmup);
         let units = UNITS
             .iter()
             .enumerate()
@@ -105,33 +122,40 @@ impl PromptBuilder {
             let minimum = overhead + 1;
             return Err(TextError::PromptTooShort { asked: n, minimum, format: self.format });
         }
-        let body = self.body(index, n - overhead)?;
+        let (body, retokenizes) = self.body(index, n - overhead)?;
         let text = self.tokenizer.decode(&body);
-        let retokenizes = self.tokenizer.encode(&text)? == body;
-        let text_hash = Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
+        let text_hash = format!("{:x}", Sha256::digest(text.as_bytes()));
         let range = self.frame.prefix.len()..self.frame.prefix.len() + body.len();
         let ids = [self.frame.prefix.as_slice(), &body, &self.frame.suffix].concat();
         Ok(Prompt { ids, body: range, body_tokens: body.len(), text, text_hash, retokenizes })
     }
 
-    /// Exactly `n` ids of text: a number that no other prompt has, then sentences in this prompt's own order.
-    fn body(&self, index: u64, n: usize) -> Result<Vec<u32>> {
-        let mut ids = self.tokenizer.encode(&format!("{:09}.", self.number(index)))?;
-        let mut order = Order::new(self.seed, self.split, index, self.units.len());
+    /// Exactly `n` ids of text: a number that no other prompt has, then sentences in this prompt's own order. Also
+    /// whether they are the ids of their own text.
+    fn body(&self, index: u64, n: usize) -> Result<(Vec<u32>, bool)> {
+        let ids = self.body_of_units(index, n)?;
+        if self.is_stable(&ids)? {
+            return Ok((ids, true));
+        }
+        let ids = self.body_of_text(index, n)?;
+        let stable = self.is_stable(&ids)?;
+        Ok((ids, stable))
+    }
+
+    fn opening(&self, index: u64) -> String {
+        format!("{:09}.", self.number(index))
+    }
+
+    /// From the ids of whole sentences. Right wherever a tokenizer cuts between sentences, as byte-level ones do.
+    fn body_of_units(&self, index: u64, n: usize) -> Result<Vec<u32>> {
+        let mut ids = self.tokenizer.encode(&self.opening(index))?;
         let mut unit_start = 0;
-        let mut space = true;
-        let mut left_in_paragraph = order.paragraph();
-        while ids.len() < n {
-            let (unit, next) = (&self.units[order.current()], &self.units[order.following()]);
-            left_in_paragraph -= 1;
-            let ends = unit.unit.block || next.unit.block || left_in_paragraph == 0;
-            if ends {
-                left_in_paragraph = order.paragraph();
+        for step in self.walk(index) {
+            if ids.len() >= n {
+                break;
             }
             unit_start = ids.len();
-            ids.extend_from_slice(self.unit_ids(unit, space, ends)?);
-            space = !ends;
-            order.advance();
+            ids.extend_from_slice(self.unit_ids(step)?);
         }
         if ids.len() > n {
             let tail = self.cut(&ids[unit_start..], n.saturating_sub(unit_start))?;
@@ -139,6 +163,45 @@ impl PromptBuilder {
             ids.extend(tail);
         }
         Ok(ids)
+    }
+
+    /// From the text as a whole: slower, and right for tokenizers that look across sentences.
+    fn body_of_text(&self, index: u64, n: usize) -> Result<Vec<u32>> {
+        let mut text = self.opening(index);
+        let mut ids = Vec::new();
+        // A guess at the length of the text, corrected by what it gave.
+        let mut enough = n * 5;
+        for step in self.walk(index) {
+            text.push_str(&step.text());
+            if text.len() < enough {
+                continue;
+            }
+            ids = self.tokenizer.encode(&text)?;
+            if ids.len() > n {
+                break;
+            }
+            enough = text.len() * (n + 16) / ids.len().max(1);
+        }
+        self.cut(&ids, n)
+    }
+
+    /// Units in the order of prompt `index`, without end, and where its paragraphs end.
+    fn walk(&self, index: u64) -> impl Iterator<Item = Step<'_>> {
+        let mut order = Order::new(self.seed, self.split, index, self.units.len());
+        let mut space = true;
+        let mut left_in_paragraph = order.paragraph();
+        std::iter::repeat_with(move || {
+            let (unit, next) = (&self.units[order.current()], &self.units[order.following()]);
+            left_in_paragraph -= 1;
+            let ends = unit.unit.block || next.unit.block || left_in_paragraph == 0;
+            if ends {
+                left_in_paragraph = order.paragraph();
+            }
+            order.advance();
+            let step = Step { unit, space, ends };
+            space = !ends;
+            step
+        })
     }
 
     /// Nine digits, unlike those of any other index below 5e8 and of the other split. Steps of the golden ratio
@@ -151,13 +214,12 @@ impl PromptBuilder {
         (position * STEP + self.seed % RANGE) % RANGE
     }
 
-    fn unit_ids<'a>(&self, unit: &'a EncodedUnit, space: bool, ends: bool) -> Result<&'a [u32]> {
-        let cell = &unit.ids[usize::from(space) * 2 + usize::from(ends)];
+    fn unit_ids<'a>(&self, step: Step<'a>) -> Result<&'a [u32]> {
+        let cell = &step.unit.ids[usize::from(step.space) * 2 + usize::from(step.ends)];
         if let Some(ids) = cell.get() {
             return Ok(ids);
         }
-        let (before, after) = (if space { " " } else { "" }, if ends { BREAK } else { "" });
-        let ids = self.tokenizer.encode(&format!("{before}{}{after}", unit.unit.text))?;
+        let ids = self.tokenizer.encode(&step.text())?;
         Ok(cell.get_or_init(|| ids))
     }
 
@@ -174,11 +236,9 @@ impl PromptBuilder {
         Ok(ids[..n].to_vec())
     }
 
+    /// Whether the ids are those of their own text.
     fn is_stable(&self, ids: &[u32]) -> Result<bool> {
-        let Ok(text) = String::from_utf8(self.tokenizer.decode_bytes(ids)) else {
-            return Ok(false);
-        };
-        Ok(self.tokenizer.encode(&text)? == ids)
+        Ok(self.tokenizer.encode(&self.tokenizer.decode(ids))? == ids)
     }
 }
 

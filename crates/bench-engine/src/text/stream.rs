@@ -152,7 +152,7 @@ impl Reader {
         let text = self.header.trim_start();
         let begins = |start: &&str| text.starts_with(start) || start.starts_with(text);
         let known = ["assistant", "user", "system", "developer", "tool", "functions.", "to=", CHANNEL];
-        self.header.len() <= LONGEST_HEADER && known.iter().any(|start| begins(start))
+        self.header.len() <= LONGEST_HEADER && known.iter().any(begins)
     }
 }
 

@@ -104,6 +104,8 @@ fn source_in_config(config: &Json) -> Option<String> {
     template.as_str().map(str::to_owned)
 }
 
+// By value, as minijinja hands arguments over.
+#[allow(clippy::needless_pass_by_value)]
 /// `tojson` as transformers defines it: Python's `json.dumps` with `ensure_ascii=False`.
 fn to_json(value: &Value, options: Kwargs) -> Result<Value, Error> {
     let indent: Option<usize> = options.get("indent")?;

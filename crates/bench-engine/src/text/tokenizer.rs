@@ -132,11 +132,6 @@ impl Tokenizer {
         encode(special, text)
     }
 
-    /// Whether `text` holds the spelling of a special token.
-    pub fn spells_special(&self, text: &str) -> bool {
-        self.inner.special_ids.keys().any(|special| text.contains(special.as_str()))
-    }
-
     /// Text of `ids`, specials spelled out; bytes that are no UTF-8 become U+FFFD, ids without a spelling nothing.
     pub fn decode(&self, ids: &[u32]) -> String {
         if !self.inner.byte_level {
@@ -176,7 +171,7 @@ impl Tokenizer {
         self.inner.specials.contains_key(&id)
     }
 
-    /// Writes tokenizer.json and tokenizer_config.json into `folder`, byte for byte those of the real
+    /// Writes tokenizer.json and `tokenizer_config.json` into `folder`, byte for byte those of the real
     /// gpt-oss-20b for `o200k_harmony`.
     pub fn write(&self, folder: impl AsRef<Path>) -> Result<()> {
         let json = self.to_json()?;
@@ -189,7 +184,7 @@ impl Tokenizer {
         self.inner.plain.to_string(true).map_err(|error| TextError::Vocabulary { message: error.to_string() })
     }
 
-    /// Content of tokenizer_config.json.
+    /// Content of `tokenizer_config.json`.
     fn config_json(&self) -> Result<String> {
         let mut ids: Vec<u32> = self.inner.specials.keys().copied().collect();
         ids.sort_unstable();
@@ -234,6 +229,8 @@ struct TokenizerConfig<'a> {
     tokenizer_class: &'a str,
 }
 
+/// Flags of the file, not states of ours.
+#[allow(clippy::struct_excessive_bools)]
 #[derive(Serialize)]
 struct AddedToken<'a> {
     content: &'a str,

@@ -94,13 +94,11 @@ fn object(schema: &Value, indent: &str) -> String {
         .filter_map(Value::as_str)
         .collect();
     for (key, property) in schema.get("properties").and_then(Value::as_object).into_iter().flatten() {
-        let mark = if required.contains(&key.as_str()) { "" } else { "?" };
+        let name = format!("{key}{}", if required.contains(&key.as_str()) { "" } else { "?" });
         property_comments(&mut out, property, indent);
         match variants(property) {
-            Some(variants) => {
-                property_variants(&mut out, &format!("{key}{mark}"), property, variants, indent)
-            }
-            None => plain_property(&mut out, &format!("{key}{mark}"), property, indent),
+            Some(variants) => property_variants(&mut out, &name, property, variants, indent),
+            None => plain_property(&mut out, &name, property, indent),
         }
     }
     out + indent + "}"
