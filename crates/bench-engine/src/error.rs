@@ -20,6 +20,9 @@ pub enum Error {
     #[error("{requested} layers asked for: the model has {available}, expected 1 to {available}")]
     Layers { requested: usize, available: usize },
 
+    #[error("unknown preset {name:?}: expected one of {valid}")]
+    UnknownPreset { name: String, valid: String },
+
     #[error("{folder} is not a checkpoint: it {problem}", folder = .folder.display())]
     NotACheckpoint { folder: PathBuf, problem: String },
 

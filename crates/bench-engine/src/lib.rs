@@ -7,8 +7,10 @@
 
 pub mod checkpoint;
 pub mod config;
+pub mod dummy;
 pub mod error;
 pub mod layout;
+pub mod preset;
 pub mod text;
 pub mod weights;
 
