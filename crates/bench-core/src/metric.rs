@@ -162,8 +162,21 @@ pub fn column_reference() -> String {
         let _ = writeln!(text, "| `{}` | {} | {better} | {scope} | {} |", d.key, d.unit, d.definition);
     }
     text.push_str(STATISTICS);
+    text.push_str(VIEWS);
     text
 }
+
+const VIEWS: &str = "
+## Views
+
+- `unified.parquet`: the same table as `unified.csv`.
+- `wide_latency.csv`: one row per cell; `ttft_p50_ms` is metric `ttft_ms`, statistic `p50`, and `_ci_low`, `_ci_high` \
+stand before the unit. `n` counts the requests that gave a TTFT.
+- `study_unified_latency.csv`: the same requests in the columns and by the formulas of arXiv 2508.16700, for comparison \
+with its tables only. `TTFT_ms` is a median, `p50_ms` to `p99_ms` are end-to-end times with percentiles at index \
+ceil(q (n - 1)), so that p95 equals p99 while n is small, and `TPOT_tokps` is a rate, `gen_tokens` over \
+`p50_ms`, prefill included; `ttft_ms` and `context_length` repeat other columns.
+";
 
 const STATISTICS: &str = "
 ## Statistics
