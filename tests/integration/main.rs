@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod checkpoint;
+mod report;
 mod resume;
 mod runner;
 mod text;

@@ -1,0 +1,111 @@
+//! The wide table as it is to be read: columns chosen, figures rounded, reasons gathered as footnotes.
+//!
+//! Terminal, Markdown and LaTeX differ only in how they set it.
+
+use crate::round::{Rounded, round};
+use crate::wide::{FIGURES, Shown, WideRow, short_name};
+use bench_core::metric::Metric;
+
+/// A table of figures, before it is set in any format.
+pub(crate) struct Grid<'a> {
+    /// The statistics that have a value in some row; the others would be empty columns.
+    pub shown: Vec<&'static Shown>,
+    pub rows: Vec<GridRow<'a>>,
+    /// Why cells are INVALID, each text once, in order of appearance.
+    pub reasons: Vec<&'a str>,
+}
+
+/// One cell of the study.
+pub(crate) struct GridRow<'a> {
+    pub model: &'a str,
+    /// Prompt, output, batch, n, success in per cent.
+    pub keys: [String; KEYS.len()],
+    /// In the order of `Grid::shown`.
+    pub figures: Vec<Option<Rounded>>,
+    /// Index into `Grid::reasons`.
+    pub reason: Option<usize>,
+}
+
+/// Heads of the key columns behind the model's: name and unit.
+const KEYS: [(&str, &str); 5] =
+    [("Prompt", "tok"), ("Output", "tok"), ("Batch", ""), ("n", ""), ("Success", "%")];
+
+impl<'a> Grid<'a> {
+    pub(crate) fn new(cells: &[WideRow<'a>]) -> Self {
+        let kept: Vec<usize> = (0..FIGURES.len())
+            .filter(|&i| FIGURES[i].printed && cells.iter().any(|c| c.figures[i].value.is_some()))
+            .collect();
+        let mut reasons = Vec::new();
+        let rows = cells.iter().map(|cell| grid_row(cell, &kept, &mut reasons)).collect();
+        Self { shown: kept.iter().map(|&i| &FIGURES[i]).collect(), rows, reasons }
+    }
+
+    /// Two lines per column behind the model's: name, then statistic and unit.
+    pub(crate) fn head(&self) -> Vec<(String, String)> {
+        let in_brackets = |unit: &str| if unit.is_empty() { String::new() } else { format!("({unit})") };
+        let keys = KEYS.iter().map(|(name, unit)| ((*name).to_owned(), in_brackets(unit)));
+        let figures = self.shown.iter().map(|shown| {
+            let (name, stat) = shown.heading();
+            (name, format!("{stat} {}", in_brackets(shown.metric.def().unit)).trim().to_owned())
+        });
+        keys.chain(figures).collect()
+    }
+
+    /// The metrics of the columns, each once.
+    pub(crate) fn metrics(&self) -> Vec<Metric> {
+        let mut metrics: Vec<_> = self.shown.iter().map(|s| s.metric).collect();
+        metrics.dedup();
+        metrics
+    }
+
+    /// What the headings mean: `TTFT: Time to first token, token[0] - sent (ms).`
+    pub(crate) fn definitions(&self) -> impl Iterator<Item = String> {
+        self.metrics().into_iter().map(|metric| {
+            let def = metric.def();
+            let name = short_name(metric);
+            let title = if name == def.title { String::new() } else { format!("{}, ", def.title) };
+            format!("{name}: {title}{} ({}).", def.definition, def.unit)
+        })
+    }
+}
+
+fn grid_row<'a>(cell: &WideRow<'a>, kept: &[usize], reasons: &mut Vec<&'a str>) -> GridRow<'a> {
+    let figures = kept.iter().map(|&i| {
+        let figure = cell.figures[i];
+        let mut rounded = round(figure.value?, figure.low, figure.high);
+        if !FIGURES[i].interval {
+            rounded.interval = None;
+        }
+        Some(rounded)
+    });
+    let reason = (!cell.is_valid()).then(|| {
+        let text = if cell.verdict_reason.is_empty() { "no reason given" } else { cell.verdict_reason };
+        reasons.iter().position(|r| *r == text).unwrap_or_else(|| {
+            reasons.push(text);
+            reasons.len() - 1
+        })
+    });
+    GridRow {
+        model: cell.model,
+        keys: [
+            cell.prompt_tokens.to_string(),
+            cell.output_tokens.to_string(),
+            cell.batch.to_string(),
+            cell.n.map_or_else(String::new, |n| n.to_string()),
+            cell.success_rate.map_or_else(String::new, percent),
+        ],
+        figures: figures.collect(),
+        reason,
+    }
+}
+
+/// One decimal where it is needed; never 100 unless all succeeded.
+fn percent(rate: f64) -> String {
+    if rate >= 1.0 { "100".to_owned() } else { format!("{:.1}", (rate * 1000.0).floor() / 10.0) }
+}
+
+/// `a` … `z`, `aa`, `ab` …: the sign of a footnote.
+pub(crate) fn footnote_sign(index: usize) -> String {
+    let letter = char::from(b'a' + (index % 26) as u8);
+    if index < 26 { letter.to_string() } else { format!("{}{letter}", footnote_sign(index / 26 - 1)) }
+}
