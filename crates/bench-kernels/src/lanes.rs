@@ -89,6 +89,8 @@ pub(crate) use x86::{F32x8, F32x16};
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
+    // Forty intrinsics, all with a prefix of their own.
+    #[allow(clippy::wildcard_imports)]
     use std::arch::x86_64::*;
 
     use half::bf16;

@@ -4,6 +4,8 @@
 //! decide where activations are rounded.
 
 #![allow(unsafe_code)]
+// A kernel body must end up inside the function that enables its instructions; a hint is not enough.
+#![allow(clippy::inline_always)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod activation;
