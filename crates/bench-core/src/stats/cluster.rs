@@ -19,6 +19,11 @@ const T_ABOVE: usize = 1_000;
 /// Resamples of the bootstrap; (RESAMPLES + 1) * 0.025 is whole, so that its quantiles are order statistics.
 const RESAMPLES: usize = 1_999;
 
+/// Share of the conservative lower end of a quantile; found by simulation, where coverage came to 94-97 % for
+/// 12 to 50 groups whose effects have a standard deviation of up to 20 %. At 30 % and 255 samples in each of 20
+/// groups tails fall to 92-93 %, beyond that further: there the effective size leaves most ends empty.
+const CONSERVATIVE: f64 = 0.35;
+
 /// Samples in groups, and all of them pooled.
 #[derive(Debug, Clone)]
 pub struct Clustered {
@@ -85,8 +90,8 @@ impl Clustered {
     ///
     /// The share of samples up to the quantile is a mean over groups, so the studentized bootstrap bounds it.
     /// In the lower tail that bound is too short while few groups reach beyond the quantile, and the order
-    /// statistic of an effective sample (Korn and Graubard 1998) is too long; the lower end is the middle of
-    /// the two, which the coverage tests hold. An end beyond the samples is `None`. `None` as a whole below
+    /// statistic of an effective sample (Korn and Graubard 1998) is too long; the lower end lies between
+    /// the two. An end beyond the samples is `None`. `None` as a whole below
     /// `MIN_CLUSTERS` groups, or where the groups are worth fewer samples than the quantile needs.
     /// Independent samples get their order statistics.
     pub fn quantile_interval(&self, p: f64) -> Option<Interval> {
@@ -105,7 +110,7 @@ impl Clustered {
         let rank_of = |t: f64| Some((p + t * boot.se) * (n + 1.0)).filter(|rank| (1.0..=n).contains(rank));
         let conservative =
             interval_ranks(effective, p)?.0.map(|rank| (rank / (effective + 1.0) * (n + 1.0)).clamp(1.0, n));
-        let low = rank_of(low_t).zip(conservative).map(|(a, b)| f64::midpoint(a, b));
+        let low = rank_of(low_t).zip(conservative).map(|(a, b)| (1.0 - CONSERVATIVE) * a + CONSERVATIVE * b);
         Some(Interval {
             low: low.and_then(|rank| self.pooled.at(rank)),
             high: rank_of(high_t).and_then(|rank| self.pooled.at(rank)),

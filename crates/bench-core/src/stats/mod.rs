@@ -8,6 +8,9 @@ mod distribution;
 mod interval;
 mod support;
 
+#[cfg(test)]
+mod coverage;
+
 pub use cluster::{Clustered, MIN_CLUSTERS};
 pub use distribution::{Distribution, HISTOGRAM_FROM};
 pub use interval::{mean_interval, quantile_interval, wilson_interval};
