@@ -16,8 +16,7 @@ fn scripted_rows() -> Vec<Row> {
         let start = u64::from(repeat) * 1_000;
         let event = |ms, kind| Event { at: Nanos::from_millis(start + ms), kind };
         let token = || EventKind::Tokens { count: 1, channel: Channel::Final };
-        let mut events =
-            vec![event(0, EventKind::Intended), event(0, EventKind::Sent), event(50, token())];
+        let mut events = vec![event(0, EventKind::Intended), event(0, EventKind::Sent), event(50, token())];
         if repeat == 20 {
             events.push(event(55, EventKind::Failed { failure: FailureKind::Engine, message: "x".into() }));
         } else {
@@ -47,13 +46,18 @@ fn scripted_rows() -> Vec<Row> {
 fn rows_carry_n_interval_verdict_and_failures() {
     let rows = scripted_rows();
     let row = |metric: &str, stat: &str| {
-        rows.iter().find(|r| r.metric == metric && r.stat == stat).unwrap_or_else(|| panic!("{metric} {stat}"))
+        rows.iter()
+            .find(|r| r.metric == metric && r.stat == stat)
+            .unwrap_or_else(|| panic!("{metric} {stat}"))
     };
     let ttft = row("ttft_ms", "p50");
     assert_eq!((ttft.value, ttft.ci_low, ttft.ci_high), (Some(50.0), Some(50.0), Some(50.0)));
     assert_eq!((ttft.n, ttft.missing, ttft.bounded), (20, 1, Some(true)));
     let p95 = row("ttft_ms", "p95");
-    assert_eq!((p95.value, p95.ci_low, p95.ci_high, p95.bounded), (Some(50.0), Some(50.0), None, Some(false)));
+    assert_eq!(
+        (p95.value, p95.ci_low, p95.ci_high, p95.bounded),
+        (Some(50.0), Some(50.0), None, Some(false))
+    );
     let p99 = row("ttft_ms", "p99");
     assert_eq!((p99.value, p99.ci_low, p99.ci_high), (None, None, None));
     assert_eq!((row("itl_ms", "mean").value, row("itl_ms", "mean").n), (Some(10.0), 60));
@@ -61,7 +65,11 @@ fn rows_carry_n_interval_verdict_and_failures() {
     assert_eq!(row("failures", "engine").value, Some(1.0));
     let success = row("success_rate", "value");
     assert!(success.value == Some(20.0 / 21.0) && success.ci_method == Some("wilson"));
-    assert!(rows.iter().all(|r| r.success_rate == Some(20.0 / 21.0) && r.verdict == "VALID"), "{:?}", rows[0]);
+    assert!(
+        rows.iter().all(|r| r.success_rate == Some(20.0 / 21.0) && r.verdict == "VALID"),
+        "{:?}",
+        rows[0]
+    );
     let finite = |v: Option<f64>| v.is_none_or(f64::is_finite);
     assert!(rows.iter().all(|r| finite(r.value) && finite(r.ci_low) && finite(r.ci_high)));
 }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod checkpoint;
+mod latency;
 mod report;
 mod resume;
 mod runner;

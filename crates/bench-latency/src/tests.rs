@@ -1,5 +1,7 @@
 //! Scripted traces in, exact figures out.
 
+#![allow(clippy::float_cmp)] // exact by construction: scripted whole numbers
+
 use crate::{SCHEDULE_LAG_LIMIT_MS, samples, study_rows, summarise};
 use bench_core::event::{Channel, CountSource, Event, EventKind, FailureKind, FinishReason};
 use bench_core::metric::Metric;
@@ -8,6 +10,7 @@ use bench_core::sample::{Stat, Summary};
 use bench_core::spec::RunSpec;
 use bench_core::trace::{RequestTrace, TrialTrace};
 use bench_core::unit::Nanos;
+use std::fmt::Write as _;
 
 /// A request in words: `i` intended, `s` sent, `b` first byte, `e` empty chunk, `t3` / `r3` 3 final / reasoning
 /// tokens, `c16:4` counted 16 prompt and 4 output tokens, `k5` the same with 5 cached, `d` done, `x` failed;
@@ -283,9 +286,9 @@ proptest::proptest! {
         let mut script = format!("i@{intended} s@{} t1@{at}", intended + lag);
         for (gap, count) in &chunks {
             at += gap;
-            script += &format!(" t{count}@{at}");
+            write!(script, " t{count}@{at}").unwrap();
         }
-        script += &format!(" d@{at}");
+        write!(script, " d@{at}").unwrap();
         let one = |metric| values(metric, &script, "mock")[0].unwrap();
         let sum = |metric| values(metric, &script, "mock").into_iter().flatten().sum::<f64>();
         let ns = |ms: f64| (ms * 1e6).round() as u64;

@@ -4,6 +4,7 @@ use crate::life::Life;
 use bench_core::event::FailureKind;
 use bench_core::plan::{Cell, Plan};
 use bench_core::stats::Distribution;
+use bench_core::unit::Nanos;
 use bench_core::verdict::{Reason, Verdict};
 
 /// A 99th percentile of sent - intended above this means that the generator could not keep up. Two ticks of a
@@ -45,7 +46,7 @@ pub(crate) fn judge(
     if tokens > 0 {
         reasons.push(Reason::CachedPrompt { tokens });
     }
-    let lags = lives.iter().filter_map(|l| l.sent?.since(l.timeline.intended)).map(|lag| lag.as_ms());
+    let lags = lives.iter().filter_map(|l| l.sent?.since(l.timeline.intended)).map(Nanos::as_ms);
     // With few requests this is nearly the largest lag: a warning must not wait for n.
     match Distribution::new(lags.collect())?.quantile(0.99) {
         Some(p99_ms) if p99_ms > SCHEDULE_LAG_LIMIT_MS => {

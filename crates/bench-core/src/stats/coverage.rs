@@ -1,5 +1,7 @@
 //! Simulated coverage of every interval on distributions whose truth is known, and exact small cases.
 
+#![allow(clippy::print_stdout)] // the coverages are to be read
+
 use super::*;
 use crate::sample::Interval;
 use rand::{Rng, SeedableRng};

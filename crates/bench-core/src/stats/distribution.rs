@@ -44,7 +44,7 @@ impl Distribution {
             (values.first().copied().unwrap_or(f64::NAN), values.last().copied().unwrap_or(f64::NAN));
         // Equal samples have exactly their value as mean and no spread; sums would round.
         let (mean, variance) =
-            if min == max { (min, variance * 0.0) } else { (mean.max(min).min(max), variance) };
+            if min.total_cmp(&max).is_eq() { (min, 0.0) } else { (mean.max(min).min(max), variance) };
         let order = if values.len() > HISTOGRAM_FROM && min >= 0.0 {
             Order::Counts(bucket_counts(&values)?)
         } else {

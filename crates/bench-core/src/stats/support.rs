@@ -1,7 +1,7 @@
 //! How many samples a quantile needs before it may be shown, and before it counts as bounded.
 
 /// Confidence of `MLPerf`'s early stopping rule: 1 - 0.99.
-/// Source: mlcommons/inference LoadGen, `early_stopping.cc`.
+/// Source: mlcommons/inference `LoadGen`, `early_stopping.cc`.
 const EARLY_STOPPING_ALPHA: f64 = 0.01;
 
 /// Smallest n that supports quantile `p`: n >= 1 / (1 - p); 2, 10, 20, 100, 1,000 for p50 to p99.9.
