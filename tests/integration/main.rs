@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used)]
 
 mod checkpoint;
+mod golden_model;
+mod golden_units;
 mod latency;
 mod report;
 mod resume;

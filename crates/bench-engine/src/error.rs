@@ -60,6 +60,12 @@ pub enum Error {
     #[error("site \"{site}\": replacement has shape {found:?}, expected {expected:?}")]
     ReplacementShape { site: String, expected: Vec<usize>, found: Vec<usize> },
 
+    #[error("site \"{site}\" can be read but not replaced")]
+    ReadOnlySite { site: String },
+
+    #[error("a forward pass of this sequence failed before it was through: reset the sequence")]
+    InterruptedSequence,
+
     #[error("{what} does not run on device {device} yet: use the CPU")]
     UnsupportedDevice { what: &'static str, device: String },
 

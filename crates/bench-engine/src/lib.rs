@@ -5,13 +5,22 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod cache;
 pub mod checkpoint;
 pub mod config;
 pub mod dummy;
 pub mod error;
+pub mod hooks;
 pub mod layout;
+pub mod model;
+mod ops;
 pub mod preset;
+pub mod rope;
+pub mod sampling;
 pub mod text;
 pub mod weights;
 
+pub use cache::Sequence;
 pub use error::{Error, Result};
+pub use hooks::Hooks;
+pub use model::{ActivationDtype, LoadOptions, Model, Progress};

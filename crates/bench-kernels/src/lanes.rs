@@ -89,7 +89,7 @@ pub(crate) use x86::{F32x8, F32x16};
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    // Forty intrinsics, all with a prefix of their own.
+    // The names carry their origin; a list of forty would say nothing more.
     #[allow(clippy::wildcard_imports)]
     use std::arch::x86_64::*;
 

@@ -4,7 +4,7 @@
 //! decide where activations are rounded.
 
 #![allow(unsafe_code)]
-// A kernel body must end up inside the function that enables its instructions; a hint is not enough.
+// Bodies must end up inside the function that enables their instructions; otherwise each intrinsic is a call.
 #![allow(clippy::inline_always)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 

@@ -200,8 +200,8 @@ fn attention_oracle(
         let mut weights: Vec<f64> = visible.iter().map(|&j| (f64::from(scale) * score(j)).exp()).collect();
         let sink = sinks.map_or(0.0, |s| f64::from(s[h]).exp());
         let total = weights.iter().sum::<f64>() + sink;
-        for w in &mut weights {
-            *w /= total;
+        for weight in &mut weights {
+            *weight /= total;
         }
         let probs = &mut probs[(h * queries + i) * columns..][..columns];
         for (&j, weight) in visible.iter().zip(&weights) {
