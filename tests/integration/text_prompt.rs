@@ -52,7 +52,10 @@ fn length_is_exact_and_the_frame_whole() {
                 stable += usize::from(prompt.retokenizes);
             }
             let error = builder.build(0, least - 1).unwrap_err().to_string();
-            assert!(error.contains(&format!("the {least} that the {} format", format.name())), "{error}");
+            assert!(
+                error.contains(&format!("the {} format with one token of text needs {least}", format.name())),
+                "{error}"
+            );
         }
     }
     println!("{prompts} prompts exact, {stable} encode to themselves");
@@ -151,8 +154,8 @@ fn user_text_never_becomes_structure() {
     }
 }
 
-/// A tokenizer in the manner of `SentencePiece`: `▁` for the space and before the text, bytes as a fallback, merges
-/// that cross the ends of sentences.
+/// A tokenizer in the manner of `SentencePiece`: `▁` for the space and before the text, bytes as a fallback,
+/// merges that cross the ends of sentences.
 fn sentence_piece() -> Tokenizer {
     let mut vocab = serde_json::Map::new();
     let mut add = |token: String| {

@@ -32,8 +32,8 @@ fn units(corpus: &'static str) -> Vec<Unit> {
     units
 }
 
-/// Cuts a paragraph after each full stop, question or exclamation mark (and the quotes that close with it) that
-/// precedes a space and a capital letter or a quote.
+/// Cuts a paragraph after each full stop, question or exclamation mark (and the quotes that close with it)
+/// that precedes a space and a capital letter or a quote.
 fn sentences(paragraph: &'static str) -> Vec<&'static str> {
     let mut sentences = Vec::new();
     let mut start = 0;

@@ -1,7 +1,7 @@
 //! The calendar date that a prompt carries.
 //!
-//! Always given by the caller: a prompt that reads the clock differs from day to day, and so do its token count,
-//! its cache hits and its answers.
+//! Always given by the caller: a prompt that reads the clock differs from day to day, and so do its token
+//! count, its cache hits and its answers.
 
 use std::fmt;
 use std::str::FromStr;

@@ -8,11 +8,11 @@ use std::path::PathBuf;
 pub enum TextError {
     #[error("cannot {action} {}: {source}", path.display())]
     Io { action: &'static str, path: PathBuf, source: std::io::Error },
-    #[error("{} is not a tokenizer.json that can be read: {message}; download the model folder again", path.display())]
+    #[error("{} cannot be read as a tokenizer: {message}; download the model again", path.display())]
     BadTokenizer { path: PathBuf, message: String },
     #[error("{} is not a tokenizer_config.json that can be read: {message}", path.display())]
     BadConfig { path: PathBuf, message: String },
-    #[error("no tokenizer.json in {}; the folder must be a checkpoint in hugging face layout", path.display())]
+    #[error("no tokenizer.json in {}, expected a hugging face folder", path.display())]
     NoTokenizer { path: PathBuf },
     #[error("the tokenizer cannot encode {text:?}: {message}")]
     Encode { text: String, message: String },
@@ -39,7 +39,7 @@ pub enum TextError {
     #[error("{text:?} is not a date, expected YYYY-MM-DD")]
     BadDate { text: String },
     #[error(
-        "a prompt of {asked} tokens is shorter than the {minimum} that the {format} format needs with one token of text"
+        "a prompt of {asked} tokens is too short, the {format} format with one token of text needs {minimum}"
     )]
     PromptTooShort { asked: usize, minimum: usize, format: &'static str },
 }

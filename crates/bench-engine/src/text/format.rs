@@ -112,8 +112,8 @@ impl ChatFormat {
         Ok(RenderedPrompt { ids: [prefix, body, suffix].concat(), body: range })
     }
 
-    /// A prompt for a conversation: system, user and assistant turns, ending with the generation prompt. System
-    /// turns are developer instructions in Harmony.
+    /// A prompt for a conversation: system, user and assistant turns, ending with the generation prompt.
+    /// System turns are developer instructions in Harmony.
     pub fn render_chat(&self, tokenizer: &Tokenizer, turns: &[Turn]) -> Result<Vec<u32>> {
         match self {
             Self::Plain => {

@@ -1,7 +1,8 @@
 //! The o200k vocabulary of gpt-oss, rebuilt from the ranks that `tiktoken-rs` embeds.
 //!
-//! tiktoken merges by rank of the merged bytes; `tokenizers` merges by a list of pairs. The list is every split
-//! of every token into two tokens, in rank order, which is also what the published tokenizer.json holds.
+//! tiktoken merges by rank of the merged bytes; `tokenizers` merges by a list of pairs. The list is every
+//! split of every token into two tokens, in rank order, which is also what the published tokenizer.json
+//! holds.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
@@ -22,8 +23,10 @@ pub(super) const SPECIALS: usize = 21;
 
 /// The split pattern of o200k, from the published tokenizer.json.
 const PATTERN: &str = concat!(
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
-    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*",
+    r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+",
+    r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
     r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
 );
 

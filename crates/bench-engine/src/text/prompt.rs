@@ -1,8 +1,8 @@
 //! Prompts of exactly N tokens, the chat format included.
 //!
 //! The body is cut or grown, never the frame around it. Each prompt is other text, decided by seed, split and
-//! index alone: no two begin alike, and warm-up and measurement share no sentence, so that no cache of prefixes
-//! can help.
+//! index alone: no two begin alike, and warm-up and measurement share no sentence, so that no cache of
+//! prefixes can help.
 
 use std::ops::Range;
 use std::sync::OnceLock;
@@ -130,8 +130,8 @@ impl PromptBuilder {
         Ok(Prompt { ids, body: range, body_tokens: body.len(), text, text_hash, retokenizes })
     }
 
-    /// Exactly `n` ids of text: a number that no other prompt has, then sentences in this prompt's own order. Also
-    /// whether they are the ids of their own text.
+    /// Exactly `n` ids of text: a number that no other prompt has, then sentences in this prompt's own order.
+    /// Also whether they are the ids of their own text.
     fn body(&self, index: u64, n: usize) -> Result<(Vec<u32>, bool)> {
         let ids = self.body_of_units(index, n)?;
         if self.is_stable(&ids)? {
@@ -146,7 +146,8 @@ impl PromptBuilder {
         format!("{:09}.", self.number(index))
     }
 
-    /// From the ids of whole sentences. Right wherever a tokenizer cuts between sentences, as byte-level ones do.
+    /// From the ids of whole sentences. Right wherever a tokenizer cuts between sentences, as byte-level ones
+    /// do.
     fn body_of_units(&self, index: u64, n: usize) -> Result<Vec<u32>> {
         let mut ids = self.tokenizer.encode(&self.opening(index))?;
         let mut unit_start = 0;
@@ -204,8 +205,8 @@ impl PromptBuilder {
         })
     }
 
-    /// Nine digits, unlike those of any other index below 5e8 and of the other split. Steps of the golden ratio
-    /// make neighbours differ in the first digits already.
+    /// Nine digits, unlike those of any other index below 5e8 and of the other split. Steps of the golden
+    /// ratio make neighbours differ in the first digits already.
     fn number(&self, index: u64) -> u64 {
         const RANGE: u64 = 1_000_000_000;
         // 0.618 of the range, and prime to it.
@@ -223,7 +224,8 @@ impl PromptBuilder {
         Ok(cell.get_or_init(|| ids))
     }
 
-    /// `n` ids that begin as `ids` and encode to themselves: cut between words, the gap filled with short words.
+    /// `n` ids that begin as `ids` and encode to themselves: cut between words, the gap filled with short
+    /// words.
     fn cut(&self, ids: &[u32], n: usize) -> Result<Vec<u32>> {
         for length in (n.saturating_sub(CUT_WINDOW)..=n).rev() {
             let mut candidate = ids[..length].to_vec();

@@ -26,8 +26,8 @@ const NAME: &str = "chat_template";
 const TOKENS: [&str; 4] = ["bos_token", "eos_token", "pad_token", "unk_token"];
 
 impl ChatTemplate {
-    /// Reads `chat_template.jinja`, else the `chat_template` of `tokenizer_config.json` (a string, or a list of
-    /// which `default` is taken). `None` if the checkpoint has none.
+    /// Reads `chat_template.jinja`, else the `chat_template` of `tokenizer_config.json` (a string, or a list
+    /// of which `default` is taken). `None` if the checkpoint has none.
     pub fn from_folder(folder: impl AsRef<Path>, date: Date) -> Result<Option<Self>> {
         let folder = folder.as_ref();
         let config = match read(&folder.join("tokenizer_config.json"))? {
@@ -190,11 +190,7 @@ mod tests {
             &hi,
             "{\n  \"b\": [\n    1,\n    2.5,\n    null\n  ],\n  \"a\": \"é<\"\n}",
         );
-        check(
-            "{%- for m in messages %}{% if loop.first %}{% continue %}{% endif %}{% endfor %}{{ pad_token is defined }}",
-            &hi,
-            "False",
-        );
+        check("{%- for m in messages %}{% continue %}{% endfor %}{{ pad_token is defined }}", &hi, "False");
     }
 
     #[test]
@@ -209,7 +205,9 @@ mod tests {
 
     #[test]
     fn finds_the_source() {
-        let list = json!({"chat_template": [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]});
+        let (tools, plain) =
+            (json!({"name": "tool_use", "template": "t"}), json!({"name": "default", "template": "d"}));
+        let list = json!({"chat_template": [tools, plain]});
         assert_eq!(source_in_config(&list).as_deref(), Some("d"));
         assert_eq!(source_in_config(&json!({"chat_template": "s"})).as_deref(), Some("s"));
         assert_eq!(source_in_config(&json!({})), None);

@@ -1,7 +1,7 @@
 //! Text to token ids and back, over the `tokenizers` crate.
 //!
-//! Wraps one tokenizer.json (or a vocabulary built in memory by `o200k`) and gives every token as raw bytes, so
-//! that streams can be cut at any token. Chat formats and prompts are elsewhere.
+//! Wraps one tokenizer.json (or a vocabulary built in memory by `o200k`) and gives every token as raw bytes,
+//! so that streams can be cut at any token. Chat formats and prompts are elsewhere.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -74,8 +74,8 @@ impl Tokenizer {
         Self::from_file(path)
     }
 
-    /// The tokenizer of gpt-oss, made from the embedded o200k ranks: 199,998 tokens and 21 specials with their
-    /// real ids. Built once per process. Ids from 200,019 to the model's 201,088 rows have no spelling.
+    /// The tokenizer of gpt-oss, made from the embedded o200k ranks: 199,998 tokens and 21 specials with
+    /// their real ids. Built once per process. Ids from 200,019 to the model's 201,088 rows have no spelling.
     pub fn o200k_harmony() -> Result<Self> {
         static BUILT: OnceLock<Tokenizer> = OnceLock::new();
         if let Some(built) = BUILT.get() {
@@ -121,8 +121,8 @@ impl Tokenizer {
         encode(&self.inner.plain, text)
     }
 
-    /// Ids of `text`, in which the spelling of a special token is that token. Adds no special tokens. Never for
-    /// text that came from a user.
+    /// Ids of `text`, in which the spelling of a special token is that token. Adds no special tokens. Never
+    /// for text that came from a user.
     pub fn encode_with_specials(&self, text: &str) -> Result<Vec<u32>> {
         let special = self.inner.special.get_or_init(|| {
             let mut special = self.inner.plain.clone();
@@ -132,7 +132,8 @@ impl Tokenizer {
         encode(special, text)
     }
 
-    /// Text of `ids`, specials spelled out; bytes that are no UTF-8 become U+FFFD, ids without a spelling nothing.
+    /// Text of `ids`, specials spelled out; bytes that are no UTF-8 become U+FFFD, ids without a spelling
+    /// nothing.
     pub fn decode(&self, ids: &[u32]) -> String {
         if !self.inner.byte_level {
             // Sentence-piece decoders treat the first token apart.
@@ -150,7 +151,8 @@ impl Tokenizer {
         bytes
     }
 
-    /// Bytes of one token, which need not be UTF-8; empty for an id without a spelling (models pad their rows).
+    /// Bytes of one token, which need not be UTF-8; empty for an id without a spelling (models pad their
+    /// rows).
     pub fn token_bytes(&self, id: u32) -> Vec<u8> {
         let Some(token) = self.inner.plain.id_to_token(id) else {
             return Vec::new();

@@ -1,7 +1,7 @@
 //! Harmony, the conversation format of gpt-oss: messages to token ids and back.
 //!
-//! Types here, `render` and `parse` beside. Behaviour is that of openai-harmony 0.0.8, held by golden files; only
-//! the seven structural tokens are special, all text of a message is ordinary text.
+//! Types here, `render` and `parse` beside. Behaviour is that of openai-harmony 0.0.8, held by golden files;
+//! only the seven structural tokens are special, all text of a message is ordinary text.
 
 mod message;
 mod parse;
@@ -78,7 +78,8 @@ impl Harmony {
         [self.ids.ret, self.ids.call]
     }
 
-    /// A parser of a completion that begins after `<|start|>` and the role, or, without a role, before `<|start|>`.
+    /// A parser of a completion that begins after `<|start|>` and the role, or, without a role, before
+    /// `<|start|>`.
     pub fn parser(&self, role: Option<Role>) -> StreamParser {
         StreamParser::new(self.clone(), role)
     }

@@ -1,7 +1,7 @@
 //! Token ids to messages, one token at a time.
 //!
-//! Strict as openai-harmony is strict: a token out of place is an error. Showing whatever a model writes is the
-//! task of `text::stream`, which never fails.
+//! Strict as openai-harmony is strict: a token out of place is an error. Showing whatever a model writes is
+//! the task of `text::stream`, which never fails.
 
 use super::super::error::{Result, TextError};
 use super::super::utf8::Utf8Stream;
@@ -154,8 +154,8 @@ impl StreamParser {
     }
 }
 
-/// Reads `role[ to=recipient][<|channel|>channel][ to=recipient][ content type]`; without the role at its front if
-/// `role` is given.
+/// Reads `role[ to=recipient][<|channel|>channel][ to=recipient][ content type]`; without the role at its
+/// front if `role` is given.
 fn parse_header(header: &str, role: Option<Role>) -> Result<Message> {
     let bad = |message: &'static str| TextError::BadHeader { header: header.to_owned(), message };
     let (rest, channel) =
@@ -192,8 +192,8 @@ fn take_channel(header: &str) -> Option<(String, Option<String>)> {
     if channel.is_empty() { None } else { Some((format!("{before}{rest}"), Some(channel.to_owned()))) }
 }
 
-/// Takes the role, and the name of a tool, from the front of a header. A word that is no role is a tool's name if
-/// more words follow.
+/// Takes the role, and the name of a tool, from the front of a header. A word that is no role is a tool's
+/// name if more words follow.
 fn take_author(words: &mut Vec<&str>, role: Option<Role>) -> Option<Author> {
     if let Some(role) = role {
         if words.first() == Some(&role.name()) {

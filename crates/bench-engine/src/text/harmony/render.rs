@@ -1,7 +1,7 @@
 //! Messages to token ids.
 //!
-//! Text is encoded piece by piece as openai-harmony does it (a header's role, recipient and channel apart), since
-//! the cut between pieces decides the ids.
+//! Text is encoded piece by piece as openai-harmony does it (a header's role, recipient and channel apart),
+//! since the cut between pieces decides the ids.
 
 use std::collections::BTreeMap;
 

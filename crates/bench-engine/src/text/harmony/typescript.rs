@@ -1,7 +1,7 @@
 //! JSON schemas as the TypeScript types that gpt-oss was trained to read.
 //!
-//! The layout, with its uneven indents and doubled comments, is openai-harmony's: a model sees these characters,
-//! so nothing is tidied.
+//! The layout, with its uneven indents and doubled comments, is openai-harmony's: a model sees these
+//! characters, so nothing is tidied.
 
 use std::fmt::Write as _;
 
