@@ -1,7 +1,5 @@
 //! Scripted traces in, exact figures out.
 
-#![allow(clippy::float_cmp)] // exact by construction: scripted whole numbers
-
 use crate::{SCHEDULE_LAG_LIMIT_MS, samples, study_rows, summarise};
 use bench_core::event::{Channel, CountSource, Event, EventKind, FailureKind, FinishReason};
 use bench_core::metric::Metric;
