@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod checkpoint;
+mod cli;
 mod golden_model;
 mod golden_units;
 mod latency;

@@ -18,6 +18,17 @@ pub enum TargetKind {
     Null,
 }
 
+impl TargetKind {
+    /// The text of the `target` column.
+    pub fn key(self) -> &'static str {
+        match self {
+            Self::Engine => "engine",
+            Self::Mock => "mock",
+            Self::Null => "null",
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ActivationDtype {

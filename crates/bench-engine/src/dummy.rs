@@ -103,7 +103,8 @@ enum Fill {
 
 impl Fill {
     fn of(spec: &TensorSpec, config: &ModelConfig) -> Self {
-        let fan_in = |n: usize, gain: f64| Self::Uniform { mean: 0.0, std: (gain / (n as f64).sqrt()) as f32 };
+        let fan_in =
+            |n: usize, gain: f64| Self::Uniform { mean: 0.0, std: (gain / (n as f64).sqrt()) as f32 };
         match spec.role {
             // A tied table also makes the logits, whose spread it then decides.
             Role::Embedding if config.tie_word_embeddings => fan_in(config.hidden_size, 3.0),

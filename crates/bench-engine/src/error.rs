@@ -23,6 +23,25 @@ pub enum Error {
     #[error("unknown preset {name:?}: expected one of {valid}")]
     UnknownPreset { name: String, valid: String },
 
+    #[error(
+        "unknown model {name:?}: expected a folder, org/name of the hub, or dummy:<preset> with one of {presets}"
+    )]
+    UnknownModel { name: String, presets: String },
+
+    #[error(
+        "{model} does not fit in memory: it needs {required} (weights {weights}, KV cache {kv} for {context} \
+         tokens), {available} are available; {suggestion}"
+    )]
+    DoesNotFit {
+        model: String,
+        required: String,
+        weights: String,
+        kv: String,
+        context: usize,
+        available: String,
+        suggestion: String,
+    },
+
     #[error("{folder} is not a checkpoint: it {problem}", folder = .folder.display())]
     NotACheckpoint { folder: PathBuf, problem: String },
 

@@ -11,12 +11,18 @@ pub mod config;
 pub mod dummy;
 pub mod error;
 pub mod hooks;
+pub mod inspect;
 pub mod layout;
 pub mod model;
 mod ops;
+pub mod preflight;
 pub mod preset;
 pub mod rope;
 pub mod sampling;
+pub mod session;
+pub mod source;
+pub mod synth;
+pub mod system;
 pub mod text;
 pub mod weights;
 

@@ -18,7 +18,7 @@ pub mod unified;
 mod wide;
 
 pub use error::Error;
-pub use rebuild::{ReportFiles, ReportInputs, ReportPaths, RunInput, rebuild};
+pub use rebuild::{ReportFiles, ReportInputs, ReportPaths, RunInput, latest, rebuild, write_csv};
 pub use table::{Format, render};
 
 /// Name of a study as part of a file name or label: letters, digits, `.`, `-`.

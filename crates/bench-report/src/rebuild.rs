@@ -76,6 +76,16 @@ pub fn rebuild(inputs: &ReportInputs, out: &ReportPaths) -> Result<ReportFiles, 
     Ok(files)
 }
 
+/// Writes the CSVs of all runs, and neither figures nor tables.
+pub fn write_csv(inputs: &ReportInputs, out: &ReportPaths) -> Result<ReportFiles, Error> {
+    Ok(ReportFiles { results: tables_of_all(inputs, &out.results)?, ..ReportFiles::default() })
+}
+
+/// The latest run of each study, in order of name.
+pub fn latest(inputs: &ReportInputs) -> impl Iterator<Item = &RunInput> {
+    latest_runs(inputs).into_values()
+}
+
 fn tables_of_all(inputs: &ReportInputs, results: &Path) -> Result<Vec<PathBuf>, Error> {
     let paths = ["unified.csv", "unified.parquet", "wide_latency.csv", "study_unified_latency.csv"];
     let paths = paths.map(|name| results.join(name));

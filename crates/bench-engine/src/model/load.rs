@@ -23,8 +23,8 @@ pub(crate) struct Loader<'a> {
     source: &'a dyn WeightSource,
     expert_dtype: ExpertDtype,
     progress: &'a mut dyn FnMut(Progress),
-    done: usize,
-    total: usize,
+    done: u64,
+    total: u64,
     bytes: u64,
 }
 
@@ -35,7 +35,7 @@ impl<'a> Loader<'a> {
         layers: usize,
         progress: &'a mut dyn FnMut(Progress),
     ) -> Self {
-        Self { source, expert_dtype, progress, done: 0, total: layers, bytes: 0 }
+        Self { source, expert_dtype, progress, done: 0, total: layers as u64, bytes: 0 }
     }
 
     /// Bytes of all that was loaded so far.

@@ -61,8 +61,9 @@ pub struct LoadOptions {
 /// How far a build is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Progress {
-    pub done: usize,
-    pub total: usize,
+    pub done: u64,
+    pub total: u64,
+    /// `layers`, or `B` for bytes.
     pub unit: &'static str,
 }
 

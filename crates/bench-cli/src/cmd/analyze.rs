@@ -1,0 +1,132 @@
+//! `ossbench analyze`: raw traces to rows, rows to CSV. Also what `run` and `report` share of it.
+
+use crate::args::{OutputFormat, PathArgs, ReportArgs};
+use crate::{CliError, Io};
+use bench_core::row::rows;
+use bench_core::trace::TrialTrace;
+use bench_report::{Format, ReportFiles, ReportInputs, ReportPaths, RunInput};
+use bench_runner::store::{RunFolder, list_runs};
+use std::collections::HashMap;
+use std::path::Path;
+
+pub(crate) fn run(args: &ReportArgs, io: &mut Io<'_>) -> Result<(), CliError> {
+    let inputs = some_runs(&args.paths.results, io)?;
+    let files = bench_report::write_csv(&inputs, &report_paths(&args.paths))?;
+    print_latest(&inputs, args.output, io)?;
+    print_files(&files, args.output, io)
+}
+
+/// The analyzed runs of `results`; none at all is an error that says how to make one.
+pub(crate) fn some_runs(results: &Path, io: &mut Io<'_>) -> Result<ReportInputs, CliError> {
+    let inputs = analyzed_runs(results, io)?;
+    if inputs.runs.is_empty() {
+        let raw = results.join("raw");
+        let hint = "make one with `ossbench run bench-configs/quickstart.toml`, or name another folder with --results";
+        return Err(CliError::Failed(format!("no readable run in {}: {hint}", raw.display())));
+    }
+    Ok(inputs)
+}
+
+/// Reads and analyzes every run under `results`. A run that cannot be read is said and left out.
+pub(crate) fn analyzed_runs(results: &Path, io: &mut Io<'_>) -> Result<ReportInputs, CliError> {
+    let mut runs = Vec::new();
+    for path in list_runs(results)? {
+        match analyze_run(&path) {
+            Ok(run) => runs.push(run),
+            Err(error) => writeln!(io.err, "ossbench: {} is left out: {error}", path.display())?,
+        }
+    }
+    Ok(ReportInputs { runs })
+}
+
+fn analyze_run(path: &Path) -> Result<RunInput, CliError> {
+    let folder = RunFolder::open(path)?;
+    let (plan, provenance) = (folder.plan(), folder.provenance());
+    let target = plan.target.kind.key();
+    let trials = folder.read_trials()?;
+    let study_rows = bench_latency::study_rows(plan, &trials, target)?;
+    let mut by_cell: HashMap<String, Vec<TrialTrace>> = HashMap::new();
+    for trial in trials {
+        by_cell.entry(trial.cell.clone()).or_default().push(trial);
+    }
+    let mut run = RunInput {
+        run_id: folder.run_id().to_owned(),
+        study_name: plan.name.clone(),
+        machine: format!("{}, {} cores", provenance.machine.cpu, provenance.machine.cores),
+        plan_hash: provenance.plan_hash.clone(),
+        rows: Vec::new(),
+        study_rows,
+    };
+    for cell in &plan.cells {
+        let trials = by_cell.get(&cell.id).map_or(&[][..], Vec::as_slice);
+        let summary = bench_latency::summarise(plan, cell, trials, provenance.build.debug, target)?;
+        run.rows.extend(rows(&run.run_id, target, cell, &summary));
+    }
+    Ok(run)
+}
+
+pub(crate) fn report_paths(paths: &PathArgs) -> ReportPaths {
+    ReportPaths { results: paths.results.clone(), figs: paths.figs.clone(), tables: paths.tables.clone() }
+}
+
+/// The study of a run id, which is `<study>-<time>-<hash>`.
+pub(crate) fn study_of(run_id: &str) -> &str {
+    run_id.rsplitn(3, '-').nth(2).unwrap_or(run_id)
+}
+
+pub(crate) fn any_invalid(inputs: &ReportInputs, run_id: &str) -> bool {
+    inputs.runs.iter().filter(|r| r.run_id == run_id).flat_map(|r| &r.rows).any(|row| row.verdict != "VALID")
+}
+
+/// The table of one run.
+pub(crate) fn print_run(
+    inputs: &ReportInputs,
+    run_id: &str,
+    format: OutputFormat,
+    io: &mut Io<'_>,
+) -> Result<(), CliError> {
+    if let Some(run) = inputs.runs.iter().find(|r| r.run_id == run_id) {
+        write!(io.out, "{}", bench_report::render(format.into(), run)?)?;
+    }
+    Ok(())
+}
+
+/// The table of the latest run of each study.
+pub(crate) fn print_latest(
+    inputs: &ReportInputs,
+    format: OutputFormat,
+    io: &mut Io<'_>,
+) -> Result<(), CliError> {
+    for run in bench_report::latest(inputs) {
+        write!(io.out, "{}", bench_report::render(format.into(), run)?)?;
+    }
+    Ok(())
+}
+
+/// Where everything is; on standard error when output is for a machine.
+pub(crate) fn print_files(
+    files: &ReportFiles,
+    format: OutputFormat,
+    io: &mut Io<'_>,
+) -> Result<(), CliError> {
+    let stream: &mut dyn std::io::Write = if format == OutputFormat::Table { io.out } else { io.err };
+    for (what, paths) in [("csv", &files.results), ("figure", &files.figures), ("table", &files.tables)] {
+        for path in paths {
+            writeln!(stream, "{what:<7} {}", path.display())?;
+        }
+    }
+    Ok(())
+}
+
+impl From<OutputFormat> for Format {
+    fn from(format: OutputFormat) -> Self {
+        match format {
+            OutputFormat::Table => Self::Table,
+            OutputFormat::Md => Self::Md,
+            OutputFormat::Csv => Self::Csv,
+            OutputFormat::Json => Self::Json,
+            OutputFormat::Jsonl => Self::Jsonl,
+            OutputFormat::Latex => Self::Latex,
+        }
+    }
+}

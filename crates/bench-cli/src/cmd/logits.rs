@@ -1,0 +1,33 @@
+//! `ossbench logits`: what the model computes for given ids, as a safetensors file.
+
+use super::model::{PREFILL_CHUNK, open_options, set_threads};
+use crate::args::LogitsArgs;
+use crate::progress::Bar;
+use crate::{CliError, Io};
+use bench_engine::inspect::{Inspection, inspect, save};
+use bench_engine::session::open_model;
+
+pub(crate) fn run(args: &LogitsArgs, io: &mut Io<'_>) -> Result<(), CliError> {
+    set_threads(&args.engine)?;
+    let context = args.ids.len() + args.greedy as usize;
+    let options = open_options(&args.engine, args.seed, context);
+    let mut bar = Bar::new(&format!("loading {}", args.model), io.err);
+    let model = open_model(&args.model, &options, &mut |p| bar.set(p.done, p.total, p.unit))?;
+    drop(bar);
+    let sites: Vec<&str> = args.sites.iter().map(String::as_str).collect();
+    let inspection = Inspection {
+        ids: &args.ids,
+        greedy: args.greedy as usize,
+        sites: &sites,
+        prefill_chunk: PREFILL_CHUNK,
+    };
+    let tensors = inspect(&model, &inspection)?;
+    save(&tensors, &args.out)?;
+    let mut names: Vec<_> = tensors.iter().collect();
+    names.sort_by_key(|(name, _)| *name);
+    for (name, tensor) in names {
+        writeln!(io.out, "{name} {:?} {:?}", tensor.dtype(), tensor.dims())?;
+    }
+    writeln!(io.err, "written to {}", args.out.display())?;
+    Ok(())
+}

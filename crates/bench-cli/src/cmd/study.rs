@@ -1,0 +1,115 @@
+//! The steps of a run, from plan to tables: folder, target, trials, analysis, report.
+
+use super::analyze::{self, analyzed_runs};
+use crate::args::RunCommon;
+use crate::progress::RunProgress;
+use crate::{CliError, Io, signal};
+use bench_core::plan::Plan;
+use bench_runner::run::{RunContext, RunOutcome};
+use bench_runner::store::{RunFolder, list_runs};
+use bench_runner::{provenance, targets};
+use std::path::{Path, PathBuf};
+
+/// A study, ready to run.
+pub(crate) struct Study {
+    pub(crate) plan: Plan,
+    /// As it was written; stored with the results.
+    pub(crate) spec_toml: String,
+    pub(crate) resume: Option<String>,
+    pub(crate) common: RunCommon,
+    pub(crate) command: Vec<String>,
+}
+
+pub(crate) fn run(study: &Study, io: &mut Io<'_>) -> Result<(), CliError> {
+    refuse_debug_build(study.common.allow_debug)?;
+    let mut folder = open_folder(study)?;
+    writeln!(io.err, "results go to {}", folder.path().display())?;
+    let outcome = measure(study, &mut folder, io)?;
+    let run_id = folder.run_id().to_owned();
+    drop(folder);
+    conclude(study, &run_id, &outcome, io)
+}
+
+fn refuse_debug_build(allowed: bool) -> Result<(), CliError> {
+    if provenance::build().debug && !allowed {
+        return Err(CliError::Gate(
+            "this is a debug build, its figures mean nothing: build with --release, or pass --allow-debug and \
+             have every row marked INVALID"
+                .to_owned(),
+        ));
+    }
+    Ok(())
+}
+
+fn open_folder(study: &Study) -> Result<RunFolder, CliError> {
+    let provenance = provenance::gather(&study.plan, &study.command);
+    let results = &study.common.paths.results;
+    match &study.resume {
+        None => Ok(RunFolder::create(results, &study.spec_toml, &study.plan, &provenance)?),
+        Some(wanted) => {
+            let path = find_run(results, wanted, &study.plan.name)?;
+            Ok(RunFolder::resume(&path, &study.plan, &provenance)?)
+        }
+    }
+}
+
+/// The folder of run `wanted` (an id or a path), or of the latest run of the study.
+fn find_run(results: &Path, wanted: &str, study: &str) -> Result<PathBuf, CliError> {
+    if Path::new(wanted).join("plan.json").is_file() {
+        return Ok(PathBuf::from(wanted));
+    }
+    let runs = list_runs(results)?;
+    let name_of =
+        |path: &PathBuf| path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    let found = if wanted == "latest" {
+        runs.iter().filter(|p| analyze::study_of(&name_of(p)) == study).max_by_key(|p| name_of(p))
+    } else {
+        runs.iter().find(|p| name_of(p) == wanted)
+    };
+    found.cloned().ok_or_else(|| {
+        let known: Vec<_> = runs.iter().map(name_of).collect();
+        let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+        CliError::Usage(format!(
+            "no run to resume (\"{wanted}\") in {}; runs there: {known}",
+            results.display()
+        ))
+    })
+}
+
+fn measure(study: &Study, folder: &mut RunFolder, io: &mut Io<'_>) -> Result<RunOutcome, CliError> {
+    let mut opened = targets::open(&study.plan)?;
+    let mut observer = RunProgress::new(io.err);
+    let outcome = bench_runner::run::run(RunContext {
+        plan: &study.plan,
+        folder,
+        target: opened.target.as_mut(),
+        clock: opened.clock.as_ref(),
+        stop: signal::stop(),
+        observer: &mut observer,
+    });
+    observer.finish();
+    Ok(outcome?)
+}
+
+/// Analyzes and reports what there is, then says how the run ended.
+fn conclude(study: &Study, run_id: &str, outcome: &RunOutcome, io: &mut Io<'_>) -> Result<(), CliError> {
+    let paths = &study.common.paths;
+    let runs = analyzed_runs(&paths.results, io)?;
+    let files = bench_report::rebuild(&runs, &analyze::report_paths(paths))?;
+    analyze::print_run(&runs, run_id, study.common.output, io)?;
+    analyze::print_files(&files, study.common.output, io)?;
+    if outcome.interrupted {
+        let how = "what was finished is kept; go on with --resume";
+        return Err(CliError::Interrupted(format!("stopped by Ctrl-C, {how} {run_id}")));
+    }
+    for (cell, why) in &outcome.cells_failed {
+        writeln!(io.err, "ossbench: cell {cell} failed: {why}")?;
+    }
+    if outcome.cells_failed.len() == study.plan.cells.len() {
+        return Err(CliError::Failed("every cell failed, see above".to_owned()));
+    }
+    if study.common.fail_on_invalid && analyze::any_invalid(&runs, run_id) {
+        return Err(CliError::Gate("a cell is INVALID, see the verdict_reason column".to_owned()));
+    }
+    Ok(())
+}

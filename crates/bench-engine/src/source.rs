@@ -1,0 +1,111 @@
+//! From what a user calls a model to its config and weights: `dummy:<preset>`, a folder, a hub name.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use crate::Error;
+use crate::checkpoint::Folder;
+use crate::config::ModelConfig;
+use crate::dummy::Dummy;
+use crate::model::Progress;
+use crate::preset;
+use crate::weights::WeightSource;
+
+/// A model by name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ModelRef {
+    /// Generated weights in the shapes of a preset.
+    Dummy(String),
+    /// A folder in Hugging Face layout.
+    Folder(PathBuf),
+    /// `org/name` on the hub.
+    Hub(String),
+}
+
+/// A model whose weights can be asked for.
+pub struct Source {
+    pub config: ModelConfig,
+    pub weights: Box<dyn WeightSource>,
+    /// Where tokenizer and template lie; `None` for generated models.
+    pub folder: Option<PathBuf>,
+}
+
+impl ModelRef {
+    /// Reads a model's name. A folder that exists is a folder, whatever its name looks like.
+    ///
+    /// # Errors
+    /// [`Error::UnknownPreset`] and [`Error::UnknownModel`] say what is valid.
+    pub fn parse(text: &str) -> Result<Self, Error> {
+        if let Some(name) = text.strip_prefix("dummy:") {
+            preset::config(name)?;
+            return Ok(Self::Dummy(name.to_owned()));
+        }
+        let path = Path::new(text);
+        if path.is_dir() {
+            return Ok(Self::Folder(path.to_owned()));
+        }
+        let is_path = text.starts_with(['.', '/', '~']) || text.matches('/').count() != 1;
+        let is_name = |part: &str| {
+            let valid = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+            !part.is_empty() && part.chars().all(valid)
+        };
+        if is_path || !text.split('/').all(is_name) {
+            return Err(Error::UnknownModel { name: text.to_owned(), presets: preset::names().join(", ") });
+        }
+        Ok(Self::Hub(text.to_owned()))
+    }
+
+    /// The model's config, without its weights: what preflight needs.
+    ///
+    /// # Errors
+    /// A folder without a readable config, a hub name that is not downloaded.
+    pub fn config(&self) -> Result<ModelConfig, Error> {
+        match self {
+            Self::Dummy(preset) => preset::config(preset),
+            Self::Folder(path) => ModelConfig::from_folder(path),
+            Self::Hub(repo) => {
+                Err(Error::UnknownModel { name: repo.clone(), presets: preset::names().join(", ") })
+            }
+        }
+    }
+
+    /// Opens the checkpoint; a hub name is downloaded first if it is not there. `seed` makes generated weights.
+    ///
+    /// # Errors
+    /// Whatever is wrong with the files, the network or the number of layers.
+    pub fn open(
+        &self,
+        seed: u64,
+        layers: Option<usize>,
+        _progress: &mut dyn FnMut(Progress),
+    ) -> Result<Source, Error> {
+        let folder = match self {
+            Self::Dummy(preset) => {
+                let dummy = Dummy::new(preset, seed, layers)?;
+                let config = dummy.config().clone();
+                return Ok(Source { config, weights: Box::new(dummy), folder: None });
+            }
+            Self::Folder(path) => path.clone(),
+            Self::Hub(repo) => {
+                return Err(Error::UnknownModel { name: repo.clone(), presets: String::new() });
+            }
+        };
+        let mut config = ModelConfig::from_folder(&folder)?;
+        if let Some(layers) = layers {
+            config = config.with_layers(layers)?;
+        }
+        let weights = Folder::open(&folder)?;
+        weights.check(&config)?;
+        Ok(Source { config, weights: Box::new(weights), folder: Some(folder) })
+    }
+}
+
+impl fmt::Display for ModelRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Dummy(name) => write!(f, "dummy:{name}"),
+            Self::Folder(path) => path.display().fmt(f),
+            Self::Hub(name) => f.write_str(name),
+        }
+    }
+}
