@@ -54,6 +54,40 @@ pub enum Error {
     #[error("tensor \"{tensor}\" in {file}: {problem}")]
     BadTensor { tensor: String, file: String, problem: String },
 
+    #[error("{what} {name:?} is not one: expected {expected}")]
+    HubName { what: &'static str, name: String, expected: &'static str },
+
+    #[error("cannot reach {host}: {reason}; give a local folder or dummy:<preset> instead")]
+    HubUnreachable { host: String, reason: String },
+
+    #[error("{endpoint} refuses {repo} (status {status}): {advice}")]
+    HubAccess { endpoint: String, repo: String, status: u16, advice: String },
+
+    #[error("{endpoint} has no {what}; check the name, or give a local folder or dummy:<preset> instead")]
+    HubNotFound { endpoint: String, what: String },
+
+    #[error("{url} {problem}")]
+    HubAnswer { url: String, problem: String },
+
+    #[error(
+        "{file}: the connection broke after {done} of {total} bytes ({reason}); \
+         what is there is kept, run the same command again to go on"
+    )]
+    HubInterrupted { file: String, done: u64, total: u64, reason: String },
+
+    #[error(
+        "{file}: what arrived has the SHA-256 {found}, the hub says {expected}; \
+         it was deleted, run the same command again"
+    )]
+    HubHash { file: String, expected: String, found: String },
+
+    #[error("{folder} has {available} bytes left, the download needs {needed}: free some, or set OSSBENCH_CACHE",
+        folder = .folder.display())]
+    HubSpace { folder: PathBuf, needed: u64, available: u64 },
+
+    #[error("{folder} is being downloaded by another process: wait for it", folder = .folder.display())]
+    HubBusy { folder: PathBuf },
+
     #[error("token id {id} is outside the vocabulary of {vocab_size} ids")]
     TokenOutOfVocabulary { id: u32, vocab_size: usize },
 

@@ -11,6 +11,7 @@ pub mod config;
 pub mod dummy;
 pub mod error;
 pub mod hooks;
+pub mod hub;
 pub mod inspect;
 pub mod layout;
 pub mod model;
