@@ -54,7 +54,7 @@ pub enum Error {
     #[error("tensor \"{tensor}\" in {file}: {problem}")]
     BadTensor { tensor: String, file: String, problem: String },
 
-    #[error("{what} {name:?} is not one: expected {expected}")]
+    #[error("{what} {name:?} cannot be used: expected {expected}")]
     HubName { what: &'static str, name: String, expected: &'static str },
 
     #[error("cannot reach {host}: {reason}; give a local folder or dummy:<preset> instead")]

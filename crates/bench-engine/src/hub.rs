@@ -146,15 +146,15 @@ impl Snapshot<'_> {
 
     /// Fetches what is missing of one file, and checks all of it.
     fn fetch(&mut self, file: RemoteFile) -> Result<(), Error> {
-        if !self.store.is_finished(&self.commit, &file) {
+        if self.store.is_finished(&self.commit, &file) {
+            (self.progress)(FileProgress { file: &file.name, done: file.bytes, total: file.bytes });
+        } else {
             let mut part = self.store.part(&self.commit, &file)?;
             (self.progress)(FileProgress { file: &file.name, done: part.done(), total: file.bytes });
             if part.done() < file.bytes {
                 self.client.get(&self.commit, &file, &mut part, self.progress)?;
             }
             part.finish()?;
-        } else {
-            (self.progress)(FileProgress { file: &file.name, done: file.bytes, total: file.bytes });
         }
         self.files.push(file);
         Ok(())

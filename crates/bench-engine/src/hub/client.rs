@@ -16,7 +16,7 @@ use crate::Error;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 /// Between two pieces of an answer; a whole file may take hours.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+const IDLE_TIMEOUT: Duration = Duration::from_mins(1);
 /// The hub uses two at most: a renamed repository, and the storage behind.
 const MAX_REDIRECTS: usize = 6;
 const PIECE: usize = 1 << 18;
