@@ -75,14 +75,20 @@ fn wrong_use_exits_with_2_and_says_what_is_valid() {
 fn help_is_an_answer() {
     let (code, out, err) = ossbench(&["--help"]);
     assert_eq!((code, err.as_str()), (0, ""));
-    for command in ["plan", "run", "analyze", "report", "latency", "doctor", "synth", "generate", "chat", "logits"] {
+    for command in
+        ["plan", "run", "analyze", "report", "latency", "doctor", "synth", "generate", "chat", "logits"]
+    {
         assert!(out.contains(command), "{command} in {out}");
     }
 }
 
 #[test]
 fn unknown_models_list_the_valid_ones() {
-    check_error(&["generate", "-m", "dummy:gpt-oss-21b", "hi"], 1, &["gpt-oss-21b", "gpt-oss-20b", "dense-nano"]);
+    check_error(
+        &["generate", "-m", "dummy:gpt-oss-21b", "hi"],
+        1,
+        &["gpt-oss-21b", "gpt-oss-20b", "dense-nano"],
+    );
     check_error(&["synth", "nano", "x"], 1, &["gpt-oss-nano"]);
     check_error(&["generate", "-m", "./nowhere", "hi"], 1, &["nowhere"]);
 }
@@ -169,7 +175,8 @@ fn results_that_cannot_be_written_are_said_before_anything_runs() {
 #[test]
 fn a_model_that_cannot_be_loaded_leaves_the_others_alone() {
     let dir = TempDir::new().unwrap();
-    let args = ["latency", "-m", "dummy:gpt-oss-tiny,./nowhere", "-p", "80", "-n", "4", "-r", "2", "-o", "csv"];
+    let args =
+        ["latency", "-m", "dummy:gpt-oss-tiny,./nowhere", "-p", "80", "-n", "4", "-r", "2", "-o", "csv"];
     let (code, out, err) = in_dir(dir.path(), &args);
     assert_eq!(code, 0, "{err}");
     assert!(err.contains("nowhere"), "{err}");
@@ -181,7 +188,21 @@ fn a_model_that_cannot_be_loaded_leaves_the_others_alone() {
 #[test]
 fn latency_runs_dummy_models_without_a_config() {
     let dir = TempDir::new().unwrap();
-    let args = ["latency", "-m", "dummy:gpt-oss-tiny,dummy:dense-tiny", "-p", "80,96", "-n", "4", "-r", "3", "-b", "1,2", "-o", "md"];
+    let args = [
+        "latency",
+        "-m",
+        "dummy:gpt-oss-tiny,dummy:dense-tiny",
+        "-p",
+        "80,96",
+        "-n",
+        "4",
+        "-r",
+        "3",
+        "-b",
+        "1,2",
+        "-o",
+        "md",
+    ];
     let (code, out, err) = in_dir(dir.path(), &args);
     assert_eq!(code, 0, "{err}");
     assert!(out.lines().filter(|l| l.contains("-tiny")).count() >= 8, "{out}");
@@ -215,7 +236,19 @@ fn logits_of_a_golden_checkpoint_equal_the_reference() {
     let out = dir.path().join("out.safetensors").display().to_string();
     let model = format!("{golden}/gpt-oss-tiny");
     let ids = ids.join(",");
-    let args = ["logits", "-m", &model, "--ids", &ids, "--greedy", "24", "--sites", "resid_post.0,router.1", "-o", &out];
+    let args = [
+        "logits",
+        "-m",
+        &model,
+        "--ids",
+        &ids,
+        "--greedy",
+        "24",
+        "--sites",
+        "resid_post.0,router.1",
+        "-o",
+        &out,
+    ];
     let (code, printed, err) = ossbench(&args);
     assert_eq!(code, 0, "{err}");
     assert!(printed.contains("logits.steps F32 [25, 512]"), "{printed}");

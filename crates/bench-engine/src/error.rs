@@ -28,6 +28,9 @@ pub enum Error {
     )]
     UnknownModel { name: String, presets: String },
 
+    #[error("{repo} is not downloaded yet: `ossbench generate -m {repo} \"Hello\"` brings it")]
+    NotDownloaded { repo: String },
+
     #[error(
         "{model} does not fit in memory: it needs {required} (weights {weights}, KV cache {kv} for {context} \
          tokens), {available} are available; {suggestion}"

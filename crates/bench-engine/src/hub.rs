@@ -76,6 +76,11 @@ pub fn download(
     snapshot.store.finish(revision, &snapshot.commit, &snapshot.files)
 }
 
+/// The folder of `revision` of `repo` if it was downloaded whole; asks nothing of the network.
+pub fn cached(repo: &str, revision: &str, options: &HubOptions) -> Option<PathBuf> {
+    Repo::new(&options.cache_dir, repo).complete(revision)
+}
+
 /// The snapshot while it is being fetched.
 struct Snapshot<'a> {
     client: Client,

@@ -7,9 +7,13 @@ use crate::Error;
 use crate::checkpoint::Folder;
 use crate::config::ModelConfig;
 use crate::dummy::Dummy;
+use crate::hub::{self, HubOptions};
 use crate::model::Progress;
 use crate::preset;
 use crate::weights::WeightSource;
+
+/// The branch of a hub model.
+const REVISION: &str = "main";
 
 /// A model by name.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,12 +48,7 @@ impl ModelRef {
         if path.is_dir() {
             return Ok(Self::Folder(path.to_owned()));
         }
-        let is_path = text.starts_with(['.', '/', '~']) || text.matches('/').count() != 1;
-        let is_name = |part: &str| {
-            let valid = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-            !part.is_empty() && part.chars().all(valid)
-        };
-        if is_path || !text.split('/').all(is_name) {
+        if !hub::is_repo_name(text) {
             return Err(Error::UnknownModel { name: text.to_owned(), presets: preset::names().join(", ") });
         }
         Ok(Self::Hub(text.to_owned()))
@@ -63,9 +62,10 @@ impl ModelRef {
         match self {
             Self::Dummy(preset) => preset::config(preset),
             Self::Folder(path) => ModelConfig::from_folder(path),
-            Self::Hub(repo) => {
-                Err(Error::UnknownModel { name: repo.clone(), presets: preset::names().join(", ") })
-            }
+            Self::Hub(repo) => match hub::cached(repo, REVISION, &HubOptions::from_env()?) {
+                Some(folder) => ModelConfig::from_folder(&folder),
+                None => Err(Error::NotDownloaded { repo: repo.clone() }),
+            },
         }
     }
 
@@ -77,7 +77,7 @@ impl ModelRef {
         &self,
         seed: u64,
         layers: Option<usize>,
-        _progress: &mut dyn FnMut(Progress),
+        progress: &mut dyn FnMut(Progress),
     ) -> Result<Source, Error> {
         let folder = match self {
             Self::Dummy(preset) => {
@@ -86,9 +86,9 @@ impl ModelRef {
                 return Ok(Source { config, weights: Box::new(dummy), folder: None });
             }
             Self::Folder(path) => path.clone(),
-            Self::Hub(repo) => {
-                return Err(Error::UnknownModel { name: repo.clone(), presets: String::new() });
-            }
+            Self::Hub(repo) => hub::download(repo, REVISION, &HubOptions::from_env()?, &mut |file| {
+                progress(Progress { done: file.done, total: file.total, unit: "B" });
+            })?,
         };
         let mut config = ModelConfig::from_folder(&folder)?;
         if let Some(layers) = layers {

@@ -32,7 +32,8 @@ fn read_stdin() -> Result<String, CliError> {
 
 /// What the engine's thread says.
 enum Said {
-    Token(u32),
+    /// The id, and when the engine had it.
+    Token(u32, Instant),
     Stopped,
     Failed(String),
 }
@@ -93,8 +94,9 @@ impl Job {
         for produced in 1..=self.max_tokens {
             let row = logits.flatten_all()?.to_vec1::<f32>()?;
             let id = self.sampler.sample(&row, &[])?;
+            let at = Instant::now();
             let stop = self.session.stop_ids.contains(&id);
-            if stop || sender.send(Said::Token(id)).is_err() || produced == self.max_tokens {
+            if stop || sender.send(Said::Token(id, at)).is_err() || produced == self.max_tokens {
                 break;
             }
             logits = model.decode_step(&mut [&mut sequence], &[id], &mut Hooks::none())?;
@@ -127,9 +129,9 @@ fn listen(
             return Err(CliError::Failed(format!("no token for {} s; {hint}", limits.token_timeout)));
         }
         match receiver.recv_timeout(LOOK) {
-            Ok(Said::Token(id)) => {
-                last = Instant::now();
-                shown.token(id, last, io)?;
+            Ok(Said::Token(id, at)) => {
+                last = at;
+                shown.token(id, at, io)?;
             }
             Ok(Said::Stopped) => return Ok(()),
             Ok(Said::Failed(why)) => return Err(CliError::Failed(why)),
