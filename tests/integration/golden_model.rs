@@ -2,6 +2,8 @@
 //!
 //! Each test prints the largest difference that it saw; the tolerances are those of the golden files' README.
 
+#![allow(clippy::print_stdout)] // the largest difference of each comparison
+
 use std::collections::BTreeMap;
 use std::fs;
 

@@ -1,5 +1,7 @@
 //! MXFP4 and rotary embedding against the unit goldens.
 
+#![allow(clippy::print_stdout)] // the largest difference of each comparison
+
 use bench_engine::config::RopeScaling;
 use bench_engine::rope::RotaryEmbedding;
 use bench_kernels::mxfp4;
