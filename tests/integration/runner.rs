@@ -1,4 +1,4 @@
-//! Plan to stored traces with scripted targets: every event is exact, and what fails is kept beside what works.
+//! Plan to stored traces with scripted targets: every event is exact, what fails is kept beside what works.
 
 use bench_core::event::{Channel, CountSource, Event, EventKind, FailureKind, FinishReason};
 use bench_core::plan::{Cell, Plan, Trial};

@@ -7,13 +7,15 @@ use std::path::PathBuf;
 #[non_exhaustive]
 pub enum Error {
     #[error(
-        "cannot create a run folder at {path}: {source}; nothing was measured, choose a folder that can be written",
+        "cannot create a run folder at {path}: {source}; nothing was measured, \
+         choose a folder that can be written",
         path = .path.display()
     )]
     Create { path: PathBuf, source: io::Error },
 
     #[error(
-        "cannot write {path}: {source}; the finished trials are kept: {remedy}, then go on with `--resume {folder}`",
+        "cannot write {path}: {source}; the finished trials are kept: {remedy}, \
+         then go on with `--resume {folder}`",
         path = .path.display(), folder = .folder.display(), remedy = remedy(.source)
     )]
     Write { path: PathBuf, folder: PathBuf, source: io::Error },

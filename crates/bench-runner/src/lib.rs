@@ -1,7 +1,7 @@
 //! From a plan to stored traces: targets, trial order, recorder, store, provenance, resume.
 //!
-//! What comes in is a resolved `Plan`; what goes out is a folder of raw events. Nothing here computes a metric,
-//! prints, or handles signals: the caller hands in a stop flag and an observer.
+//! What comes in is a resolved `Plan`; what goes out is a folder of raw events. Nothing here computes a
+//! metric, prints, or handles signals: the caller hands in a stop flag and an observer.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod error;

@@ -5,7 +5,8 @@ use bench_core::shape::ModelFacts;
 use bench_core::trace::RequestTrace;
 use std::time::Duration;
 
-/// How far the run is. Totals are what this process has to do: trials finished earlier are in `trials_skipped`.
+/// How far the run is. Totals are what this process has to do: trials finished earlier are counted in
+/// `trials_skipped` alone.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Progress {
     pub trials_total: u32,

@@ -150,7 +150,7 @@ impl Session<'_> {
         }
     }
 
-    /// Warm-up batches, then measured ones, with their prompts; the error is that of the model or of a prompt.
+    /// Warm-up batches, then measured ones, with their prompts; the error is that of the model or a prompt.
     fn batches(&mut self, trial: &Trial, cell: &Cell) -> Result<Vec<Batch>, String> {
         if let Some((_, Err(message))) = &self.ready {
             return Err(message.clone());

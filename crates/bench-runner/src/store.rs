@@ -51,7 +51,7 @@ pub struct RunFolder {
 }
 
 impl RunFolder {
-    /// Makes `<results_dir>/raw/<run_id>` with spec, plan and provenance in it, and locks it for this process.
+    /// Makes `<results_dir>/raw/<run_id>` with spec, plan and provenance in it, locked for this process.
     /// A run id that is taken (two runs in one second) gets a number at its end.
     pub fn create(results_dir: &Path, spec_toml: &str, plan: &Plan, provenance: &Provenance) -> Result<Self> {
         let raw = results_dir.join("raw");
@@ -92,8 +92,8 @@ impl RunFolder {
         Ok(Self { path: path.to_owned(), plan, provenance, lock: None, notes: vec![], opener: create_file })
     }
 
-    /// Opens a run to go on with it: locks it, refuses another plan than the stored one, removes what a killed
-    /// process left half-written, and notes this process in the provenance.
+    /// Opens a run to go on with it: locks it, refuses another plan than the stored one, removes what a
+    /// killed process left half-written, and notes this process in the provenance.
     pub fn resume(path: &Path, plan: &Plan, provenance: &Provenance) -> Result<Self> {
         let mut folder = Self::open(path)?;
         folder.check_plan(plan)?;
@@ -192,8 +192,8 @@ impl RunFolder {
         Ok(Some(trace))
     }
 
-    /// Starts the file of one trial. It appears under its name when the writer is finished; an incomplete trial
-    /// that stands there is then kept beside it as `round-000.partial-N.jsonl`.
+    /// Starts the file of one trial. It appears under its name when the writer is finished; an incomplete
+    /// trial that stands there is then kept beside it as `round-000.partial-N.jsonl`.
     pub fn begin_trial(&self, trial: &Trial, header: &TrialHeader) -> Result<TrialWriter> {
         if self.lock.is_none() {
             return Err(Error::ReadOnly { path: self.path.clone() });

@@ -66,7 +66,7 @@ impl Version {
             return Ok(());
         }
         Err(format!(
-            "schema version {found}, but this build reads version {SCHEMA_VERSION}: use the build that wrote it"
+            "schema version {found}, but this build reads {SCHEMA_VERSION}: use the build that wrote it"
         ))
     }
 }
