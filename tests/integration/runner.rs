@@ -253,3 +253,46 @@ fn the_observer_sees_all_the_work_in_the_order_of_the_plan() {
     // 24 requests with prompts of 4, 24 with prompts of 9, all with 7 tokens of output.
     assert_eq!((tokens_done, tokens_total), (24 * 11 + 24 * 16, 24 * 11 + 24 * 16));
 }
+
+/// Two tiny checkpoints and a folder that is not there, through the engine.
+#[test]
+fn the_engine_gives_each_request_its_length_and_a_missing_model_fails_alone() {
+    let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/golden");
+    let text = format!(
+        "[run]\nrepeats = 2\nwarmup = 1\n[target]\nthreads = 1\nprefill_chunk = 16\n\
+         [workload]\nchat = \"plain\"\nprompt_tokens = [40]\noutput_tokens = [1, 6]\nbatch = [1, 3]\n\
+         [[models]]\nid = \"{golden}/gpt-oss-tiny\"\n[[models]]\nid = \"{golden}/llama-tiny\"\n\
+         [[models]]\nid = \"{golden}/none\"\n"
+    );
+    let plan = plan_of(&text);
+    let dir = tempfile::tempdir().unwrap();
+    let mut folder = create(dir.path(), &plan);
+    let mut opened = targets::open(&plan).unwrap();
+    let outcome = run(RunContext {
+        plan: &plan,
+        folder: &mut folder,
+        target: &mut *opened.target,
+        clock: &*opened.clock,
+        stop: &StopFlag::new(),
+        observer: &mut Quiet,
+    })
+    .unwrap();
+    let failed: Vec<_> = outcome.cells_failed.keys().map(|c| c.starts_with("none_")).collect();
+    assert_eq!(failed, [true; 4], "{:?}", outcome.cells_failed);
+    assert!(outcome.cells_failed.values().all(|m| m.contains("/golden/none")), "{:?}", outcome.cells_failed);
+    for trace in folder.read_trials().unwrap().iter().filter(|t| !t.cell.starts_with("none_")) {
+        let cell = plan.cell(&trace.cell).unwrap();
+        assert_eq!(trace.requests.len(), cell.batch as usize);
+        for request in trace.requests.iter().chain(&trace.warmup) {
+            let timeline = Timeline::read(&trace.cell, request).unwrap();
+            assert!(timeline.succeeded(), "{:?}", timeline.outcome);
+            assert_eq!(timeline.chunks.len(), cell.output_tokens as usize);
+            assert_eq!(timeline.prompt_tokens, Some(40));
+            assert!(timeline.sent < timeline.first_token().unwrap());
+            assert!(request.kv_allocated_bytes.is_some_and(|b| b > 0));
+        }
+    }
+    let models = RunFolder::open(folder.path()).unwrap().provenance().models.clone();
+    let layers: Vec<_> = models.iter().map(|(label, f)| (label.as_str(), f.num_hidden_layers)).collect();
+    assert_eq!(layers, [("gpt-oss-tiny", 4), ("llama-tiny", 3)]);
+}

@@ -1,9 +1,13 @@
 //! The targets that a plan can name, and the clock that each stamps with.
 
+#[cfg(feature = "engine")]
+pub mod engine;
 pub mod mock;
 pub mod null;
 
-use crate::{Error, Result};
+#[cfg(not(feature = "engine"))]
+use crate::Error;
+use crate::Result;
 use bench_core::clock::{Clock, MonotonicClock};
 use bench_core::plan::Plan;
 use bench_core::spec::TargetKind;
@@ -33,6 +37,12 @@ fn real(target: impl Target + 'static) -> Opened {
     Opened { target: Box::new(target), clock: Arc::new(MonotonicClock::default()) }
 }
 
+#[cfg(feature = "engine")]
+fn engine_target(plan: &Plan) -> Result<Opened> {
+    Ok(real(engine::EngineTarget::new(plan)?))
+}
+
+#[cfg(not(feature = "engine"))]
 fn engine_target(_plan: &Plan) -> Result<Opened> {
     Err(Error::TargetNotBuilt { target: "engine" })
 }
