@@ -57,7 +57,8 @@ impl Target for EngineTarget {
             let model = self.loaded.remove(at);
             self.loaded.push(model);
         } else {
-            if !self.loaded.is_empty() && !load::fit_together(&self.plan) {
+            let held = self.loaded.iter().map(|l| l.facts.weights_bytes).sum();
+            if !load::fit_together(&self.plan, held) {
                 self.loaded.clear();
             }
             let loaded = load::load(&self.plan, model, progress)?;
