@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::preflight::gib;
+
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -33,15 +35,17 @@ pub enum Error {
 
     #[error(
         "{model} does not fit in memory: it needs {required} (weights {weights}, KV cache {kv} for {context} \
-         tokens), {available} are available; {suggestion}"
+         tokens), {available} are available; {suggestion}",
+        required = gib(*.required), weights = gib(*.weights), kv = gib(*.kv), available = gib(*.available)
     )]
     DoesNotFit {
         model: String,
-        required: String,
-        weights: String,
-        kv: String,
+        /// Bytes, as the next three.
+        required: u64,
+        weights: u64,
+        kv: u64,
+        available: u64,
         context: usize,
-        available: String,
         suggestion: String,
     },
 

@@ -68,11 +68,11 @@ pub fn require(name: &str, config: &ModelConfig, need: &Need, available: Option<
     match (preflight.suggestion, preflight.available_bytes) {
         (Some(suggestion), Some(available_bytes)) => Err(Error::DoesNotFit {
             model: name.to_owned(),
-            required: gib(preflight.required_bytes),
-            weights: gib(preflight.weights_bytes),
-            kv: gib(preflight.kv_bytes),
+            required: preflight.required_bytes,
+            weights: preflight.weights_bytes,
+            kv: preflight.kv_bytes,
             context: need.context_tokens,
-            available: gib(available_bytes),
+            available: available_bytes,
             suggestion,
         }),
         _ => Ok(()),

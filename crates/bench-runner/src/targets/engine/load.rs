@@ -72,7 +72,7 @@ pub(super) fn fit_together(plan: &Plan, loaded: u64) -> bool {
         Ok(preflight::check(&config, &options.need(false), None).required_bytes)
     };
     let needed: u64 = plan.models.iter().filter_map(|m| need(m).ok()).sum();
-    system::available_memory().is_some_and(|free| needed <= (free + loaded) / 2)
+    system::available_memory().is_some_and(|free| needed <= u64::midpoint(free, loaded))
 }
 
 /// The plan's settings; context and batch are the largest of the model's cells.
