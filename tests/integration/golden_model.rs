@@ -54,7 +54,7 @@ fn load(name: &str, activation_dtype: ActivationDtype, expert_dtype: ExpertDtype
     let config = ModelConfig::from_folder(&golden(name)).unwrap();
     let folder = Folder::open(&golden(name)).unwrap();
     let options = LoadOptions { activation_dtype, expert_dtype, num_layers: None };
-    let (layers, mut done) = (config.num_hidden_layers, 0);
+    let (layers, mut done) = (config.num_hidden_layers as u64, 0);
     let model = Model::build(config, &folder, &options, &mut |p| {
         assert_eq!((p.total, p.unit), (layers, "layers"));
         done = p.done;
