@@ -20,7 +20,7 @@ pub enum Command {
     Run(RunArgs),
     /// Measure latency of models given on the command line, no config file needed
     Latency(LatencyArgs),
-    /// Raw results -> unified.csv and wide_latency.csv
+    /// Raw results to CSV, without figures and tables
     Analyze(ReportArgs),
     /// Rebuild every CSV, figure and table from raw results
     Report(ReportArgs),
@@ -272,7 +272,7 @@ pub struct LogitsArgs {
     /// Greedy steps after the prompt
     #[arg(long, default_value_t = 0, value_name = "N")]
     pub greedy: u32,
-    /// Sites to write, e.g. resid_post.0,router.1
+    /// Sites to write, e.g. `resid_post.0,router.1`
     #[arg(long, value_delimiter = ',', value_name = "SITE,..")]
     pub sites: Vec<String>,
     /// Seed of generated weights

@@ -49,8 +49,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>, out: &mut dyn Write, err: &
 fn finish(result: Result<(), CliError>, io: &mut Io<'_>) -> u8 {
     let flushed = io.out.flush().map_err(CliError::from);
     match result.and(flushed) {
-        Ok(()) => 0,
-        Err(CliError::ClosedPipe) => 0,
+        Ok(()) | Err(CliError::ClosedPipe) => 0,
         Err(error) => {
             // Nobody is left to tell if standard error is gone as well.
             let _ = writeln!(io.err, "ossbench: {error}");

@@ -15,7 +15,7 @@ const LINE_INTERVAL: Duration = Duration::from_secs(5);
 const BAR_AFTER: Duration = Duration::from_secs(2);
 
 /// A fraction of one thing that takes long: loading, writing, downloading.
-pub(crate) struct Bar<'a> {
+pub(crate) struct Waiting<'a> {
     err: &'a mut dyn Write,
     bar: Option<ProgressBar>,
     what: String,
@@ -24,7 +24,7 @@ pub(crate) struct Bar<'a> {
     lines: u32,
 }
 
-impl<'a> Bar<'a> {
+impl<'a> Waiting<'a> {
     pub(crate) fn new(what: &str, err: &'a mut dyn Write) -> Self {
         let now = Instant::now();
         Self { err, bar: None, what: what.to_owned(), began: now, last_line: now, lines: 0 }
@@ -49,7 +49,7 @@ impl<'a> Bar<'a> {
     }
 }
 
-impl Drop for Bar<'_> {
+impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();

@@ -2,7 +2,7 @@
 //!
 //! Runs prefill and greedy steps through the public API with reading hooks; writes safetensors.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
@@ -28,14 +28,14 @@ pub struct Inspection<'a> {
 /// row i after feeding greedy id i - 1), and per site its values over the prompt under its own name and over
 /// the N fed tokens as `decode.<site>`, f32 (indices i64), rows in order of position. Attention probabilities
 /// differ in width from step to step and are kept one tensor a step: `decode.<site>.<step>`.
-pub fn inspect(model: &Model, inspection: &Inspection<'_>) -> Result<HashMap<String, Tensor>> {
-    let mut kept = HashMap::new();
+pub fn inspect(model: &Model, inspection: &Inspection<'_>) -> Result<BTreeMap<String, Tensor>> {
+    let mut kept = BTreeMap::new();
     let mut hooks = Hooks::read(inspection.sites)?;
     let mut sequence = model.sequence();
     let logits =
         model.prefill(&mut [&mut sequence], &[inspection.ids], inspection.prefill_chunk, &mut hooks)?;
     for site in inspection.sites {
-        keep(&mut kept, site, hooks.take(site))?;
+        keep(&mut kept, site, &hooks.take(site))?;
     }
     let mut steps = vec![logits];
     let mut greedy: Vec<u32> = Vec::with_capacity(inspection.greedy);
@@ -45,7 +45,7 @@ pub fn inspect(model: &Model, inspection: &Inspection<'_>) -> Result<HashMap<Str
         steps.push(model.decode_step(&mut [&mut sequence], &[id], &mut hooks)?);
     }
     for site in inspection.sites {
-        keep(&mut kept, &format!("decode.{site}"), hooks.take(site))?;
+        keep(&mut kept, &format!("decode.{site}"), &hooks.take(site))?;
     }
     kept.insert("logits.steps".to_owned(), Tensor::cat(&steps, 0)?);
     kept.insert("ids.prompt".to_owned(), ids_tensor(inspection.ids)?);
@@ -56,19 +56,21 @@ pub fn inspect(model: &Model, inspection: &Inspection<'_>) -> Result<HashMap<Str
 }
 
 /// Writes `tensors` to `path`, whole or not at all.
-pub fn save(tensors: &HashMap<String, Tensor>, path: &Path) -> Result<()> {
+pub fn save(tensors: &BTreeMap<String, Tensor>, path: &Path) -> Result<()> {
     let failed = |source| Error::Io { path: path.to_owned(), source };
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(".part");
     let temporary = Path::new(&temporary);
-    candle_core::safetensors::save(tensors, temporary)?;
+    let tensors: HashMap<&str, Tensor> = tensors.iter().map(|(k, v)| (k.as_str(), v.clone())).collect();
+    candle_core::safetensors::save(&tensors, temporary)?;
     std::fs::rename(temporary, path).map_err(failed)
 }
 
-fn keep(kept: &mut HashMap<String, Tensor>, name: &str, values: Vec<Tensor>) -> Result<()> {
-    let mut values = values.into_iter().map(plain).collect::<Result<Vec<_>>>()?;
+fn keep(kept: &mut BTreeMap<String, Tensor>, name: &str, values: &[Tensor]) -> Result<()> {
+    let mut values = values.iter().map(plain).collect::<Result<Vec<_>>>()?;
     let rows_alike = values.windows(2).all(|w| w[0].dims().get(1..) == w[1].dims().get(1..));
-    if values.len() > 1 && !(rows_alike && !name.contains("attn_probs")) {
+    let one_by_one = !rows_alike || name.contains("attn_probs");
+    if values.len() > 1 && one_by_one {
         for (step, value) in values.into_iter().enumerate() {
             kept.insert(format!("{name}.{step}"), value);
         }
@@ -83,7 +85,7 @@ fn keep(kept: &mut HashMap<String, Tensor>, name: &str, values: Vec<Tensor>) -> 
 }
 
 /// f32 for numbers, i64 for indices.
-fn plain(value: Tensor) -> Result<Tensor> {
+fn plain(value: &Tensor) -> Result<Tensor> {
     Ok(match value.dtype() {
         DType::U8 | DType::U32 | DType::I64 => value.to_dtype(DType::I64)?,
         _ => value.to_dtype(DType::F32)?,

@@ -54,16 +54,17 @@ impl Sampler {
     /// # Errors
     /// [`Error::NothingToSample`] when nothing is left.
     pub fn sample(&mut self, logits: &[f32], suppressed: &[u32]) -> Result<u32> {
-        let allowed = |&(id, logit): &(u32, f32)| {
-            !logit.is_nan() && logit > f32::NEG_INFINITY && !suppressed.contains(&id)
-        };
-        let candidates = (0_u32..).zip(logits.iter().copied()).filter(allowed);
         let nothing = || Error::NothingToSample { vocab_size: logits.len() };
         if self.params.temperature == 0.0 {
-            // The first of equal logits, hence the lowest id.
-            let best = candidates.reduce(|best, next| if next.1 > best.1 { next } else { best });
-            return best.map(|(id, _)| id).ok_or_else(nothing);
+            return greedy(logits, suppressed).ok_or_else(nothing);
         }
+        let mut masked = logits.to_vec();
+        for &id in suppressed {
+            if let Some(logit) = masked.get_mut(id as usize) {
+                *logit = f32::NEG_INFINITY;
+            }
+        }
+        let candidates = (0_u32..).zip(masked).filter(|(_, logit)| *logit > f32::NEG_INFINITY);
         let weighted = self.weights(candidates.collect());
         let total: f64 = weighted.iter().map(|(_, w)| w).sum();
         let mut rest = self.rng.random::<f64>() * total;
@@ -105,6 +106,19 @@ impl Sampler {
         }
         weighted
     }
+}
+
+/// The first of the largest logits, hence the lowest id. The suppressed are looked up only for a new best: a
+/// vocabulary has 200,000 ids.
+fn greedy(logits: &[f32], suppressed: &[u32]) -> Option<u32> {
+    let mut best = None;
+    let mut largest = f32::NEG_INFINITY;
+    for (id, &logit) in (0_u32..).zip(logits) {
+        if logit > largest && !suppressed.contains(&id) {
+            (best, largest) = (Some(id), logit);
+        }
+    }
+    best
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use crate::args::{OutputFormat, PathArgs, ReportArgs};
 use crate::{CliError, Io};
+use bench_core::provenance::Machine;
 use bench_core::row::rows;
 use bench_core::trace::TrialTrace;
 use bench_report::{Format, ReportFiles, ReportInputs, ReportPaths, RunInput};
@@ -52,7 +53,7 @@ fn analyze_run(path: &Path) -> Result<RunInput, CliError> {
     let mut run = RunInput {
         run_id: folder.run_id().to_owned(),
         study_name: plan.name.clone(),
-        machine: format!("{}, {} cores", provenance.machine.cpu, provenance.machine.cores),
+        machine: describe(&provenance.machine),
         plan_hash: provenance.plan_hash.clone(),
         rows: Vec::new(),
         study_rows,
@@ -63,6 +64,14 @@ fn analyze_run(path: &Path) -> Result<RunInput, CliError> {
         run.rows.extend(rows(&run.run_id, target, cell, &summary));
     }
     Ok(run)
+}
+
+/// A machine in one line, for captions.
+fn describe(machine: &Machine) -> String {
+    let memory = machine.memory_bytes.map(|bytes| format!("{:.0} GiB", bytes as f64 / f64::from(1 << 30)));
+    let cores = format!("{} cores", machine.cores);
+    let parts = [Some(machine.cpu.clone()), Some(cores), memory].into_iter().flatten();
+    parts.chain(machine.gpus.iter().cloned()).collect::<Vec<_>>().join(", ")
 }
 
 pub(crate) fn report_paths(paths: &PathArgs) -> ReportPaths {

@@ -120,7 +120,7 @@ fn remarks(machine: &Machine, build: &Build, nvidia: Option<&str>) -> Vec<String
     match machine.governor.as_deref() {
         Some("performance") => {}
         Some(other) => {
-            remarks.push(format!("frequency governor is {other}: set it to performance to measure"))
+            remarks.push(format!("frequency governor is {other}: set it to performance to measure"));
         }
         None => remarks.push("the frequency governor cannot be read (virtual machine?)".to_owned()),
     }

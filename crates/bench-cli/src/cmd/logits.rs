@@ -2,7 +2,7 @@
 
 use super::model::{PREFILL_CHUNK, open_options, set_threads};
 use crate::args::LogitsArgs;
-use crate::progress::Bar;
+use crate::progress::Waiting;
 use crate::{CliError, Io};
 use bench_engine::inspect::{Inspection, inspect, save};
 use bench_engine::session::open_model;
@@ -11,7 +11,7 @@ pub(crate) fn run(args: &LogitsArgs, io: &mut Io<'_>) -> Result<(), CliError> {
     set_threads(&args.engine)?;
     let context = args.ids.len() + args.greedy as usize;
     let options = open_options(&args.engine, args.seed, context);
-    let mut bar = Bar::new(&format!("loading {}", args.model), io.err);
+    let mut bar = Waiting::new(&format!("loading {}", args.model), io.err);
     let model = open_model(&args.model, &options, &mut |p| bar.set(p.done, p.total, p.unit))?;
     drop(bar);
     let sites: Vec<&str> = args.sites.iter().map(String::as_str).collect();
@@ -23,9 +23,7 @@ pub(crate) fn run(args: &LogitsArgs, io: &mut Io<'_>) -> Result<(), CliError> {
     };
     let tensors = inspect(&model, &inspection)?;
     save(&tensors, &args.out)?;
-    let mut names: Vec<_> = tensors.iter().collect();
-    names.sort_by_key(|(name, _)| *name);
-    for (name, tensor) in names {
+    for (name, tensor) in &tensors {
         writeln!(io.out, "{name} {:?} {:?}", tensor.dtype(), tensor.dims())?;
     }
     writeln!(io.err, "written to {}", args.out.display())?;

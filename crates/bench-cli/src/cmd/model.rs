@@ -1,7 +1,7 @@
 //! Opening a model for `generate`, `chat` and `logits`: flags to options, progress to a bar.
 
 use crate::args::{EngineArgs, LimitArgs};
-use crate::progress::Bar;
+use crate::progress::Waiting;
 use crate::{CliError, Io};
 use bench_core::plan::derive_seed;
 use bench_engine::config::ExpertDtype;
@@ -27,7 +27,7 @@ pub(crate) fn open(
         ..open_options(engine, limits.seed, context)
     };
     set_threads(engine)?;
-    let mut bar = Bar::new(&format!("loading {model}"), io.err);
+    let mut bar = Waiting::new(&format!("loading {model}"), io.err);
     let session = bench_engine::session::open(model, &options, &mut |p| bar.set(p.done, p.total, p.unit))?;
     drop(bar);
     Ok(Opened { session: Arc::new(session) })
@@ -80,8 +80,9 @@ fn load_options(engine: &EngineArgs) -> LoadOptions {
 /// Bounds the compute threads of this process.
 pub(crate) fn set_threads(engine: &EngineArgs) -> Result<(), CliError> {
     match engine.threads {
-        Some(0) => Err(CliError::Usage("--threads 0: at least 1".to_owned())),
-        Some(n) => Ok(bench_engine::system::limit_threads(n as usize)),
-        None => Ok(()),
+        Some(0) => return Err(CliError::Usage("--threads 0: at least 1".to_owned())),
+        Some(n) => bench_engine::system::limit_threads(n as usize),
+        None => {}
     }
+    Ok(())
 }

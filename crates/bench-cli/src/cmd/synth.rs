@@ -2,7 +2,7 @@
 
 use super::model::weights_seed;
 use crate::args::SynthArgs;
-use crate::progress::Bar;
+use crate::progress::Waiting;
 use crate::{CliError, Io};
 use bench_engine::synth::{Synth, write};
 
@@ -13,7 +13,7 @@ pub(crate) fn run(args: &SynthArgs, io: &mut Io<'_>) -> Result<(), CliError> {
         layers: args.layers.map(|n| n as usize),
         force: args.force,
     };
-    let mut bar = Bar::new(&format!("writing {}", args.out.display()), io.err);
+    let mut bar = Waiting::new(&format!("writing {}", args.out.display()), io.err);
     write(&synth, &args.out, &mut |p| bar.set(p.done, p.total, p.unit))?;
     drop(bar);
     writeln!(io.out, "{}", args.out.display())?;
