@@ -7,6 +7,7 @@ mod cli;
 mod golden_model;
 mod golden_units;
 mod latency;
+mod presets;
 mod report;
 mod resume;
 mod runner;
