@@ -6,6 +6,7 @@ mod checkpoint;
 mod cli;
 mod golden_model;
 mod golden_units;
+mod hostile;
 mod latency;
 mod presets;
 mod report;
