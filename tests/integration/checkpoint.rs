@@ -263,8 +263,11 @@ fn index_and_files_must_agree() {
     }
 }
 
+/// What becomes of a tensor's name and header entry; `None` drops it.
+type Change = dyn Fn(&str, Value) -> Option<(String, Value)>;
+
 /// Rewrites a single-file checkpoint with some tensors changed, dropped or renamed.
-fn rewrite(dir: &Path, change: impl Fn(&str, Value) -> Option<(String, Value)>) {
+fn rewrite(dir: &Path, change: &Change) {
     let path = dir.join("model.safetensors");
     let bytes = fs::read(&path).unwrap();
     let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
@@ -281,7 +284,7 @@ fn rewrite(dir: &Path, change: impl Fn(&str, Value) -> Option<(String, Value)>) 
     }
     // An odd header length, so that every tensor of two-byte elements starts at an odd address.
     let mut header = Value::Object(map).to_string();
-    if header.len() % 2 == 0 {
+    if header.len().is_multiple_of(2) {
         header.push(' ');
     }
     let mut file = (header.len() as u64).to_le_bytes().to_vec();
@@ -292,33 +295,33 @@ fn rewrite(dir: &Path, change: impl Fn(&str, Value) -> Option<(String, Value)>) 
 
 #[test]
 fn wrong_tensors_are_refused_by_name() {
-    let target = "model.layers.1.mlp.experts.down_proj";
-    let edit = |change: &dyn Fn(&str, Value) -> Option<(String, Value)>| {
+    const TARGET: &str = "model.layers.1.mlp.experts.down_proj";
+    let edit = |change: &Change| {
         let dir = copy_of("gpt-oss-tiny-bf16");
         rewrite(dir.path(), change);
         open_error(dir.path())
     };
-    let error = edit(&|name, info| (name != target).then(|| (name.to_owned(), info)));
-    assert_names(&error, &[target, "is missing", "model.safetensors", "download is incomplete"]);
+    let error = edit(&|name, info| (name != TARGET).then(|| (name.to_owned(), info)));
+    assert_names(&error, &[TARGET, "is missing", "model.safetensors", "download is incomplete"]);
     let error = edit(&|name, mut info| {
-        if name == target {
+        if name == TARGET {
             info["shape"] = json!([8, 128, 96]);
         }
         Some((name.to_owned(), info))
     });
-    assert_names(&error, &[target, "has shape [8, 128, 96]", "asks for [8, 96, 128]"]);
+    assert_names(&error, &[TARGET, "has shape [8, 128, 96]", "asks for [8, 96, 128]"]);
     let error = edit(&|name, mut info| {
-        if name == target {
+        if name == TARGET {
             info["dtype"] = json!("I16");
         }
         Some((name.to_owned(), info))
     });
-    assert_names(&error, &[target, "has dtype I16"]);
+    assert_names(&error, &[TARGET, "has dtype I16"]);
     let error = edit(&|name, info| {
-        let name = if name == target { format!("{name}_blocks") } else { name.to_owned() };
+        let name = if name == TARGET { format!("{name}_blocks") } else { name.to_owned() };
         Some((name, info))
     });
-    assert_names(&error, &[target, "the experts are MXFP4, but config.json does not say so"]);
+    assert_names(&error, &[TARGET, "the experts are MXFP4, but config.json does not say so"]);
 }
 
 #[test]
@@ -340,7 +343,7 @@ fn blocks_without_scales_are_refused() {
 #[test]
 fn unaligned_tensors_are_copied_and_equal() {
     let dir = copy_of("llama-tiny");
-    rewrite(dir.path(), |name, info| Some((name.to_owned(), info)));
+    rewrite(dir.path(), &|name, info| Some((name.to_owned(), info)));
     let (original, moved) = (Folder::open(&golden("llama-tiny")).unwrap(), Folder::open(dir.path()).unwrap());
     for spec in layout::tensors(&ModelConfig::from_folder(dir.path()).unwrap()) {
         let (a, b) = (original.tensor(&spec.name, &spec.shape), moved.tensor(&spec.name, &spec.shape));

@@ -3,8 +3,12 @@
 //! Damage is of bytes (flips, cuts, repeats) and of structure (huge numbers, swapped offsets, wrong types, deep
 //! nesting, keys twice). What opens in spite of it is read to the end, as a model would.
 
+#![allow(clippy::print_stdout)] // the counts, and how much memory it took
+
 use std::fs;
+use std::io::Write as _;
 use std::path::Path;
+use std::process::Command;
 
 use bench_engine::checkpoint::Folder;
 use bench_engine::config::{ExpertDtype, ModelConfig};
@@ -105,19 +109,50 @@ fn damage_bytes(bytes: &[u8], rng: &mut ChaCha8Rng) -> Vec<u8> {
     bytes
 }
 
-/// Damages a safetensors file: its length field, its JSON, or what follows.
-fn damage_file(file: &[u8], rng: &mut ChaCha8Rng) -> Vec<u8> {
-    let length = u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
-    let (header, data) = (&file[8..8 + length], &file[8 + length..]);
-    match rng.random_range(0..10) {
-        0 => [&rng.random::<u64>().to_le_bytes(), &file[8..]].concat(),
-        1 => [&(1_u64 << rng.random_range(0..64)).to_le_bytes(), &file[8..]].concat(),
-        2 => file[..rng.random_range(0..file.len())].to_vec(),
-        3 => damage_bytes(&file[..8 + length], rng),
-        _ => {
-            let header = damage_json(header, rng);
-            [&(header.len() as u64).to_le_bytes()[..], &header, data].concat()
+/// A file to damage: its first bytes, and how many zeros follow. Only headers are believed or not, so the data of
+/// safetensors is a hole in the file, which costs no writing.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Damageable {
+    name: String,
+    head: Vec<u8>,
+    zeros: u64,
+}
+
+impl Damageable {
+    fn read(path: &Path) -> Self {
+        let (mut head, mut zeros) = (fs::read(path).unwrap(), 0);
+        if path.extension().is_some_and(|e| e == "safetensors") {
+            let end = 8 + u64::from_le_bytes(head[..8].try_into().unwrap()) as usize;
+            zeros = (head.len() - end) as u64;
+            head.truncate(end);
         }
+        Self { name: path.file_name().unwrap().to_str().unwrap().to_owned(), head, zeros }
+    }
+
+    fn write(&self, folder: &Path) {
+        let mut file = fs::File::create(folder.join(&self.name)).unwrap();
+        file.write_all(&self.head).unwrap();
+        file.set_len(self.head.len() as u64 + self.zeros).unwrap();
+    }
+
+    /// A damaged copy: for safetensors the length field, the JSON, or the length of the file.
+    fn damaged(&self, rng: &mut ChaCha8Rng) -> Self {
+        let mut copy = self.clone();
+        if self.zeros == 0 {
+            copy.head = damage_json(&self.head, rng);
+            return copy;
+        }
+        match rng.random_range(0..10) {
+            0 => copy.head[..8].copy_from_slice(&rng.random::<u64>().to_le_bytes()),
+            1 => copy.head[..8].copy_from_slice(&(1_u64 << rng.random_range(0..64)).to_le_bytes()),
+            2 => copy.zeros = rng.random_range(0..self.zeros),
+            3 => copy.head = damage_bytes(&self.head, rng),
+            _ => {
+                let header = damage_json(&self.head[8..], rng);
+                copy.head = [&(header.len() as u64).to_le_bytes()[..], &header].concat();
+            }
+        }
+        copy
     }
 }
 
@@ -148,27 +183,40 @@ fn peak_memory() -> Option<u64> {
     Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)
 }
 
+/// Runs `body` in a process of its own, whose memory no other test moves: this binary again, with this test only.
+fn alone(test: &str, body: fn()) {
+    const MARK: &str = "OSSBENCH_HOSTILE_CHILD";
+    if std::env::var_os(MARK).is_some() {
+        return body();
+    }
+    let mut child = Command::new(std::env::current_exe().unwrap());
+    child.args(["--exact", &format!("hostile::{test}"), "--nocapture"]).env(MARK, "1");
+    let output = child.output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    println!("{text}");
+    assert!(output.status.success() && text.contains("1 passed"), "the child process failed: {text}");
+}
+
 #[test]
-fn ten_thousand_damaged_checkpoints() {
+fn ten_thousand_damaged_checkpoints_are_refused_or_read() {
+    alone("ten_thousand_damaged_checkpoints_are_refused_or_read", damage_and_open);
+}
+
+fn damage_and_open() {
     let mut rng = ChaCha8Rng::seed_from_u64(20_26);
-    let dirs: Vec<_> = ["gpt-oss-tiny", "qwen3-tiny"].map(small_copy).into();
+    let dirs: Vec<_> = ["gpt-oss-tiny", "qwen3-tiny"].map(hollow_copy).into();
     let before = peak_memory();
     let (mut accepted, mut refused) = (0, 0);
     for i in 0..MUTATIONS {
         let (folder, files) = &dirs[usize::from(i % 4 == 3)];
-        let (name, original) = &files[rng.random_range(0..files.len())];
-        let damaged = match Path::new(name).extension().and_then(|e| e.to_str()) {
-            Some("safetensors") => damage_file(original, &mut rng),
-            _ => damage_json(original, &mut rng),
-        };
-        let path = folder.path().join(name);
-        fs::write(&path, damaged).unwrap();
+        let original = &files[rng.random_range(0..files.len())];
+        original.damaged(&mut rng).write(folder.path());
         if open_and_read(folder.path()) {
-            accepted += 1
+            accepted += 1;
         } else {
-            refused += 1
+            refused += 1;
         }
-        fs::write(&path, original).unwrap();
+        original.write(folder.path());
     }
     for (folder, _) in &dirs {
         assert!(open_and_read(folder.path()), "the undamaged copy must open");
@@ -181,20 +229,14 @@ fn ten_thousand_damaged_checkpoints() {
     }
 }
 
-type Files = Vec<(String, Vec<u8>)>;
-
-/// A copy of a checkpoint and the files of it that are to be damaged.
-fn small_copy(model: &str) -> (tempfile::TempDir, Files) {
+/// A copy of a checkpoint without its data, and its files.
+fn hollow_copy(model: &str) -> (tempfile::TempDir, Vec<Damageable>) {
     let dir = tempfile::tempdir().unwrap();
-    let mut files = Files::new();
-    for entry in fs::read_dir(golden(model)).unwrap() {
-        let entry = entry.unwrap();
-        let name = entry.file_name().into_string().unwrap();
-        if !name.starts_with("tokenizer") {
-            let bytes = fs::read(entry.path()).unwrap();
-            fs::write(dir.path().join(&name), &bytes).unwrap();
-            files.push((name, bytes));
-        }
+    let paths = fs::read_dir(golden(model)).unwrap().map(|entry| entry.unwrap().path());
+    let is_tokenizer = |f: &Damageable| f.name.starts_with("tokenizer");
+    let mut files: Vec<_> = paths.map(|p| Damageable::read(&p)).filter(|f| !is_tokenizer(f)).collect();
+    for file in &files {
+        file.write(dir.path());
     }
     // The order of a folder's entries is not fixed, that of the damage is.
     files.sort();
@@ -203,6 +245,10 @@ fn small_copy(model: &str) -> (tempfile::TempDir, Files) {
 
 #[test]
 fn headers_that_claim_much_allocate_little() {
+    alone("headers_that_claim_much_allocate_little", open_claims);
+}
+
+fn open_claims() {
     let before = peak_memory();
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("model.safetensors");
