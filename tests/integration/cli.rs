@@ -176,7 +176,7 @@ fn results_that_cannot_be_written_are_said_before_anything_runs() {
 fn a_model_that_cannot_be_loaded_leaves_the_others_alone() {
     let dir = TempDir::new().unwrap();
     let args =
-        ["latency", "-m", "dummy:gpt-oss-tiny,./nowhere", "-p", "80", "-n", "4", "-r", "2", "-o", "csv"];
+        ["latency", "-m", "dummy:gpt-oss-tiny,./nowhere", "-p", "160", "-n", "4", "-r", "2", "-o", "csv"];
     let (code, out, err) = in_dir(dir.path(), &args);
     assert_eq!(code, 0, "{err}");
     assert!(err.contains("nowhere"), "{err}");
@@ -193,7 +193,7 @@ fn latency_runs_dummy_models_without_a_config() {
         "-m",
         "dummy:gpt-oss-tiny,dummy:dense-tiny",
         "-p",
-        "80,96",
+        "160,192",
         "-n",
         "4",
         "-r",
