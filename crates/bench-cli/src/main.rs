@@ -1,4 +1,6 @@
 //! The `ossbench` binary: arguments and streams go to the library, its exit code comes back.
+//!
+//! Only what belongs to the process stands here: the handler of Ctrl-C, and the exit.
 
 use std::io::{stderr, stdout};
 use std::process::ExitCode;

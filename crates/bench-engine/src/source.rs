@@ -48,6 +48,10 @@ impl ModelRef {
         if path.is_dir() {
             return Ok(Self::Folder(path.to_owned()));
         }
+        if text.starts_with(['.', '/', '~']) {
+            let problem = "does not exist, or is a file: give the folder that holds config.json".to_owned();
+            return Err(Error::NotACheckpoint { folder: path.to_owned(), problem });
+        }
         if !hub::is_repo_name(text) {
             return Err(Error::UnknownModel { name: text.to_owned(), presets: preset::names().join(", ") });
         }

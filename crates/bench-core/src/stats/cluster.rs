@@ -1,6 +1,7 @@
 //! 95 % intervals of pooled samples that come in groups: the gaps of one request are not independent.
 //!
-//! Groups of one sample each are independent samples and get the intervals of those. Else a seeded bootstrap that resamples whole groups; which samples form a group is the caller's knowledge.
+//! Groups of one sample each are independent samples and get the intervals of those. Else a seeded bootstrap
+//! that resamples whole groups; which samples form a group is the caller's knowledge.
 
 use super::interval::{Z, interval_ranks, mean_interval, quantile_interval, t_quantile};
 use super::{ALPHA, Distribution, supports};
@@ -10,8 +11,12 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::collections::BTreeMap;
 
-/// Below this many groups an interval is empty: too few to learn the spread between groups from.
-pub const MIN_CLUSTERS: usize = 10;
+/// Below this many groups an interval is empty: too few to learn the spread between groups from. Coverage was
+/// simulated from this number on.
+pub const MIN_CLUSTERS: usize = 12;
+
+/// Fewer independent samples than this get Student's t: their own spread is not known well enough to resample.
+const T_BELOW: usize = 10;
 
 /// Above this many independent samples Student's t holds for the mean of skewed ones as well, and costs nothing.
 const T_ABOVE: usize = 1_000;
@@ -66,10 +71,10 @@ impl Clustered {
     }
 
     /// Studentized bootstrap of the pooled mean: the distribution of (mean* - mean) / se* replaces Student's t,
-    /// which few or skewed groups do not follow. `None` below `MIN_CLUSTERS` groups, but Student's t for
-    /// fewer, or for more than 1,000, independent samples.
+    /// which few or skewed groups do not follow. `None` below `MIN_CLUSTERS` groups; independent samples get
+    /// Student's t where they are fewer than 10 or more than 1,000.
     pub fn mean_interval(&self) -> Option<Interval> {
-        if self.independent() && !(MIN_CLUSTERS..=T_ABOVE).contains(&self.groups.len()) {
+        if self.independent() && !(T_BELOW..=T_ABOVE).contains(&self.groups.len()) {
             return mean_interval(&self.pooled);
         }
         let mean = self.pooled.mean()?;
@@ -131,7 +136,8 @@ impl Clustered {
     }
 
     fn bootstrap(&self, groups: &[Deviation]) -> Option<Bootstrap> {
-        (groups.len() >= MIN_CLUSTERS).then(|| Bootstrap::run(groups, self.seed))
+        let enough = if self.independent() { T_BELOW } else { MIN_CLUSTERS };
+        (groups.len() >= enough).then(|| Bootstrap::run(groups, self.seed))
     }
 }
 

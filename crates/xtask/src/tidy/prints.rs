@@ -11,8 +11,9 @@ const MACROS: &[&str] = &["println", "eprintln", "print", "eprint", "dbg"];
 const EXITS: &[&str] = &["exit", "abort"];
 
 pub(super) fn check(source: &Source) -> Vec<Finding> {
-    // A build script speaks to cargo through its output.
-    if MAY_PRINT.contains(&source.crate_name()) || source.path.ends_with("/build.rs") {
+    // A build script speaks to cargo through its output; a benchmark is a program of its own.
+    let program = source.path.ends_with("/build.rs") || source.path.contains("/benches/");
+    if program || MAY_PRINT.contains(&source.crate_name()) {
         return Vec::new();
     }
     let mut findings = Vec::new();
@@ -46,6 +47,7 @@ mod tests {
             assert_eq!(lines("crates/bench-core/src/x.rs", &text), [2], "{body}");
             assert_eq!(lines("crates/bench-cli/src/x.rs", &text), [0; 0], "{body}");
             assert_eq!(lines("tests/integration/x.rs", &text), [0; 0], "{body}");
+            assert_eq!(lines("crates/bench-core/benches/x.rs", &text), [0; 0], "{body}");
         }
     }
 

@@ -1,6 +1,6 @@
 //! Speed of the kernels beside the machine's copy bandwidth, one thread or `RAYON_NUM_THREADS`.
 //!
-//! `cargo run --release -p bench-kernels --example speed`
+//! `cargo bench -p bench-kernels --bench speed`
 
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 
