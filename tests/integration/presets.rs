@@ -7,6 +7,7 @@ use bench_engine::dummy::Dummy;
 use bench_engine::layout::{self, Role};
 use bench_engine::preset;
 use bench_engine::weights::{TensorDtype, WeightSource};
+use bench_engine::{Hooks, LoadOptions, Model};
 use serde_json::Value;
 
 use crate::checkpoint::golden;
@@ -177,4 +178,48 @@ fn tensors_in_use_are_made_once() {
     let get = || dummy.tensor("lm_head.weight", &[1024, 64]).unwrap();
     let (a, b) = (get(), get());
     assert_eq!(a.as_bytes().as_ptr(), b.as_bytes().as_ptr());
+}
+
+/// The logits of the last of `ids`, and per layer how many experts they were sent to.
+fn run(preset: &str, ids: &[u32]) -> (Vec<f32>, Vec<usize>) {
+    let dummy = Dummy::new(preset, 11, None).unwrap();
+    let config = dummy.config().clone();
+    let model = Model::build(config.clone(), &dummy, &LoadOptions::default(), &mut |_| ()).unwrap();
+    let layers = if config.moe.is_some() { config.num_hidden_layers } else { 0 };
+    let sites: Vec<String> = (0..layers).map(|l| format!("expert_index.{l}")).collect();
+    let names: Vec<&str> = sites.iter().map(String::as_str).collect();
+    let mut hooks = Hooks::read(&names).unwrap();
+    let logits = model.prefill(&mut [&mut model.sequence()], &[ids], ids.len(), &mut hooks).unwrap();
+    let chosen = |site: &str| {
+        let of = |t: &candle_core::Tensor| {
+            t.to_dtype(candle_core::DType::F32).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap()
+        };
+        let mut experts: Vec<u32> = hooks.take(site).iter().flat_map(of).map(|e| e as u32).collect();
+        experts.sort_unstable();
+        experts.dedup();
+        experts.len()
+    };
+    let spread = names.into_iter().map(chosen).collect();
+    (logits.flatten_all().unwrap().to_vec1().unwrap(), spread)
+}
+
+#[test]
+fn generated_models_behave_like_models() {
+    for preset in ["gpt-oss-nano", "dense-nano", "gpt-oss-tiny", "dense-tiny"] {
+        let config = preset::config(preset).unwrap();
+        let random = |i: u32| i.wrapping_mul(2_654_435_761) % config.vocab_size as u32;
+        let ids: Vec<u32> = (1..=256).map(random).collect();
+        let (logits, spread) = run(preset, &ids);
+        let n = logits.len() as f32;
+        let mean = logits.iter().sum::<f32>() / n;
+        let std = (logits.iter().map(|x| (x - mean).powi(2)).sum::<f32>() / n).sqrt();
+        assert!((1.0..6.0).contains(&std), "{preset}: logits spread by {std}");
+        let (other, _) = run(preset, &ids[..255]);
+        assert!(logits.iter().zip(&other).any(|(a, b)| (a - b).abs() > 0.5), "{preset}: logits are constant");
+        if let Some(moe) = &config.moe {
+            assert_eq!(spread.len(), config.num_hidden_layers);
+            let enough = moe.num_local_experts / 2;
+            assert!(spread.iter().all(|chosen| *chosen > enough), "{preset}: experts used {spread:?}");
+        }
+    }
 }
