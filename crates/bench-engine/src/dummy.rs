@@ -8,7 +8,6 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use bench_kernels::host::AlignedBytes;
-use half::bf16;
 
 use crate::Error;
 use crate::config::ModelConfig;
@@ -18,6 +17,8 @@ use crate::weights::{HostBytes, HostTensor, WeightSource};
 
 /// Bytes that one thread fills at a time; a multiple of the 8 bytes of one random word.
 const CHUNK: usize = 1 << 20;
+/// Bytes that are random for a moment before they become values; a multiple of 8.
+const BLOCK: usize = 4096;
 
 /// A generated checkpoint. Memory of a tensor is made when it is asked for, and shared while anyone holds it.
 pub struct Dummy {
@@ -98,7 +99,7 @@ enum Fill {
     /// MXFP4 codes, all sixteen equally likely.
     Codes,
     /// MXFP4 exponents `low` or `low + 1`, the latter for `high_of_256` of 256 blocks.
-    Exponents { low: u8, high_of_256: u16 },
+    Exponents { low: u8, high_of_256: u8 },
 }
 
 impl Fill {
@@ -139,42 +140,49 @@ impl Fill {
             square /= 4.0;
         }
         let high = (target / square - 1.0) / 3.0;
-        Self::Exponents { low, high_of_256: (high * 256.0) as u16 }
+        Self::Exponents { low, high_of_256: (high * 256.0) as u8 }
     }
 
     /// Writes the values of the random words from number `first` on.
     fn write(self, key: u64, first: u64, chunk: &mut [u8]) {
-        match self {
-            Self::Uniform { mean, std } => {
-                // An i16 is uniform over 2^16 values: its standard deviation is 2^16 / sqrt(12).
-                let scale = std * (12.0_f32.sqrt() / 65536.0);
-                words(key, first, chunk, |word| {
-                    let lane = |i: u32| {
-                        let n = f32::from((word >> (16 * i)) as i16);
-                        u64::from(bf16::from_f32(mean + (n + 0.5) * scale).to_bits()) << (16 * i)
-                    };
-                    lane(0) | lane(1) | lane(2) | lane(3)
-                });
+        // Values replace the random bytes while these are still in the first-level cache, in loops that the
+        // compiler can turn into vector instructions.
+        for (i, block) in chunk.chunks_mut(BLOCK).enumerate() {
+            random_bytes(key, first + (i * BLOCK / 8) as u64, block);
+            match self {
+                Self::Uniform { mean, std } => uniform(block, mean, std),
+                Self::Codes => {}
+                Self::Exponents { low, high_of_256 } => {
+                    for byte in block {
+                        *byte = low + u8::from(*byte < high_of_256);
+                    }
+                }
             }
-            Self::Codes => words(key, first, chunk, |word| word),
-            Self::Exponents { low, high_of_256 } => words(key, first, chunk, |word| {
-                let byte = |b: u8| low + u8::from(u16::from(b) < high_of_256);
-                u64::from_le_bytes(word.to_le_bytes().map(byte))
-            }),
         }
     }
 }
 
-/// Fills `chunk` with `value(random word)`, eight bytes at a time, little-endian.
-fn words(key: u64, first: u64, chunk: &mut [u8], value: impl Fn(u64) -> u64) {
+/// Turns random bytes into bf16 values, uniform with this mean and standard deviation.
+fn uniform(block: &mut [u8], mean: f32, std: f32) {
+    // An i16 is uniform over 2^16 values: its standard deviation is 2^16 / sqrt(12).
+    let scale = std * (12.0_f32.sqrt() / 65536.0);
+    for pair in block.as_chunks_mut::<2>().0 {
+        let value = mean + (f32::from(i16::from_le_bytes(*pair)) + 0.5) * scale;
+        // To the nearest bf16, ties to even; none of these values is infinite or not a number.
+        let bits = value.to_bits();
+        *pair = (((bits + 0x7fff + ((bits >> 16) & 1)) >> 16) as u16).to_le_bytes();
+    }
+}
+
+/// Fills `block` with the random words from number `first` on, little-endian.
+fn random_bytes(key: u64, first: u64, block: &mut [u8]) {
+    let (words, rest) = block.as_chunks_mut::<8>();
     let mut number = first;
-    let mut blocks = chunk.chunks_exact_mut(8);
-    for block in &mut blocks {
-        block.copy_from_slice(&value(random_word(key, number)).to_le_bytes());
+    for word in words {
+        *word = random_word(key, number).to_le_bytes();
         number += 1;
     }
-    let rest = blocks.into_remainder();
-    rest.copy_from_slice(&value(random_word(key, number)).to_le_bytes()[..rest.len()]);
+    rest.copy_from_slice(&random_word(key, number).to_le_bytes()[..rest.len()]);
 }
 
 /// Word `number` of the stream `key`: splitmix64 (Steele, Lea and Flood 2014), which can start anywhere.
@@ -203,7 +211,7 @@ mod tests {
     #[test]
     fn chunks_join_without_a_seam() {
         for fill in [Fill::Uniform { mean: 0.5, std: 2.0 }, Fill::Codes, Fill::exponents(2880)] {
-            let mut whole = vec![0; 8 * 1000 + 6];
+            let mut whole = vec![0; 3 * BLOCK + 6];
             fill.write(7, 0, &mut whole);
             let mut parts = vec![0; whole.len()];
             for (i, chunk) in parts.chunks_mut(8 * 13).enumerate() {
