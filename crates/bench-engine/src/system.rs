@@ -5,21 +5,50 @@
 use std::fs;
 use std::path::Path;
 
-/// Bytes of memory that this process may still take: what the kernel counts as available, bounded by the limit
-/// of the control group (versions 1 and 2). `None` where the system does not tell.
+/// Bytes of memory that this process may still take: what the kernel counts as available, bounded by the limits
+/// of the control groups (versions 1 and 2) that it is in. `None` where the system does not tell.
 pub fn available_memory() -> Option<u64> {
-    let read = |path: &str| fs::read_to_string(path).ok();
-    let machine = meminfo(&read("/proc/meminfo")?, "MemAvailable");
-    let group = [
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ]
-    .iter()
-    .find_map(|(limit, used)| {
-        let (limit, used) = (number(&read(limit)?)?, number(&read(used)?)?);
-        Some(limit.saturating_sub(used))
-    });
-    [machine, group].into_iter().flatten().min()
+    available_below(Path::new("/"))
+}
+
+/// [`available_memory`] of the system whose /proc and /sys lie below `root`.
+fn available_below(root: &Path) -> Option<u64> {
+    let machine = read(root, "proc/meminfo").and_then(|text| meminfo(&text, "MemAvailable"));
+    machine.into_iter().chain(group_rooms(root)).min()
+}
+
+/// Room below each memory limit, from this process's control group up to the root of the hierarchy.
+fn group_rooms(root: &Path) -> Vec<u64> {
+    let mut rooms = Vec::new();
+    for line in read(root, "proc/self/cgroup").unwrap_or_default().lines() {
+        // `hierarchy:controllers:path`; version 2 has one hierarchy and names no controllers.
+        let mut parts = line.splitn(3, ':').skip(1);
+        let (Some(controllers), Some(path)) = (parts.next(), parts.next()) else { continue };
+        let (mount, files) = match controllers {
+            "" => ("sys/fs/cgroup", ["memory.max", "memory.current", "inactive_file"]),
+            names if names.split(',').any(|name| name == "memory") => (
+                "sys/fs/cgroup/memory",
+                ["memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"],
+            ),
+            _ => continue,
+        };
+        // Inside a container the path of the host may not exist: then its ancestor, the mount, is the group.
+        let groups = Path::new(path.trim_start_matches('/')).ancestors();
+        rooms.extend(groups.filter_map(|group| room(&root.join(mount).join(group), files)));
+    }
+    rooms
+}
+
+fn room(group: &Path, [limit, used, inactive]: [&str; 3]) -> Option<u64> {
+    let (limit, used) = (number(&read(group, limit)?)?, number(&read(group, used)?)?);
+    // Pages of files that nobody uses are given up before the limit bites.
+    let stat = read(group, "memory.stat").unwrap_or_default();
+    let reclaimable = stat.lines().find_map(|l| number(l.strip_prefix(inactive)?.strip_prefix(' ')?));
+    Some(limit.saturating_sub(used.saturating_sub(reclaimable.unwrap_or(0))))
+}
+
+fn read(root: &Path, path: &str) -> Option<String> {
+    fs::read_to_string(root.join(path)).ok()
 }
 
 /// `MemAvailable:   23689764 kB` in bytes.
@@ -62,6 +91,34 @@ mod tests {
         assert_eq!(meminfo(text, "MemAvailable"), Some(1_024_000));
         assert_eq!(meminfo(text, "MemFree"), None);
         assert_eq!(number("max\n"), None);
+    }
+
+    fn check_available(files: &[(&str, &str)], expected: Option<u64>) {
+        let dir = tempfile::tempdir().unwrap();
+        for (path, text) in files {
+            let path = dir.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+        assert_eq!(available_below(dir.path()), expected, "{files:?}");
+    }
+
+    #[test]
+    fn memory_is_the_least_of_machine_and_groups() {
+        let machine = ("proc/meminfo", "MemTotal: 2000 kB\nMemAvailable: 1000 kB\n");
+        check_available(&[], None);
+        check_available(&[machine], Some(1_024_000));
+        let group = ("proc/self/cgroup", "0::/a/b\n");
+        let current = ("sys/fs/cgroup/a/memory.current", "300000\n");
+        check_available(&[machine, group, current, ("sys/fs/cgroup/a/memory.max", "max\n")], Some(1_024_000));
+        let max = ("sys/fs/cgroup/a/memory.max", "500000\n");
+        check_available(&[machine, group, current, max], Some(200_000));
+        let stat = ("sys/fs/cgroup/a/memory.stat", "anon 1\ninactive_file 100000\n");
+        check_available(&[machine, group, current, max, stat], Some(300_000));
+        let group = ("proc/self/cgroup", "3:cpu,cpuacct:/x\n4:memory:/docker/1\n");
+        let limit = ("sys/fs/cgroup/memory/memory.limit_in_bytes", "700000");
+        let usage = ("sys/fs/cgroup/memory/memory.usage_in_bytes", "600000");
+        check_available(&[machine, group, limit, usage], Some(100_000));
     }
 
     #[test]
