@@ -41,6 +41,7 @@ pub fn write(synth: &Synth<'_>, folder: &Path, progress: &mut dyn FnMut(Progress
     let specs = layout::tensors(dummy.config());
     let total: u64 = specs.iter().map(TensorSpec::bytes).sum();
     prepare(folder, synth.force, total)?;
+    remove_weights(folder)?;
     let (config, generation) = preset::config_files(synth.preset, synth.layers)?;
     write_whole(&folder.join("config.json"), config.as_bytes())?;
     write_whole(&folder.join("generation_config.json"), generation.as_bytes())?;
@@ -63,6 +64,19 @@ fn prepare(folder: &Path, force: bool, bytes: u64) -> Result<(), Error> {
         }
         _ => Ok(()),
     }
+}
+
+/// Removes the weights of an earlier checkpoint: its index would be followed instead of a new single file.
+fn remove_weights(folder: &Path) -> Result<(), Error> {
+    for entry in fs::read_dir(folder).map_err(|e| io(folder, e))? {
+        let path = entry.map_err(|e| io(folder, e))?.path();
+        let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+        let is_shard = name.starts_with("model") && path.extension().is_some_and(|e| e == "safetensors");
+        if is_shard || name == INDEX_FILE {
+            fs::remove_file(&path).map_err(|e| io(&path, e))?;
+        }
+    }
+    Ok(())
 }
 
 fn write_shards(
@@ -208,6 +222,18 @@ mod tests {
         .unwrap();
         assert!(fs::read_dir(dir.path()).unwrap().count() > 3);
         check_equal(dir.path(), &dummy);
+    }
+
+    #[test]
+    fn weights_of_an_earlier_checkpoint_are_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let old = Dummy::new("gpt-oss-tiny", 1, None).unwrap();
+        write_shards(&old, &layout::tensors(old.config()), dir.path(), 100_000, &mut |_| ()).unwrap();
+        fs::write(dir.path().join("mine"), "x").unwrap();
+        let synth = Synth { preset: "dense-tiny", seed: 1, layers: None, force: true };
+        write(&synth, dir.path(), &mut |_| ()).unwrap();
+        check_equal(dir.path(), &Dummy::new("dense-tiny", 1, None).unwrap());
+        assert!(dir.path().join("mine").exists());
     }
 
     #[test]
