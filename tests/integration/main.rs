@@ -1,6 +1,7 @@
 //! Integration tests.
 
-#![allow(clippy::unwrap_used)]
+// Tests print the largest differences that they found.
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 mod checkpoint;
 mod cli;

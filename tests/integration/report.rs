@@ -302,7 +302,7 @@ fn figures_and_table_show_the_latest_run_and_the_csvs_all() {
         let (new, old) = (text.contains(RUN), text.contains(&old.run_id));
         let expected = match name.as_str() {
             "results/unified.csv" | "results/wide_latency.csv" => (true, true),
-            name if name.ends_with(".svg") || name.ends_with(".tex") => (true, false),
+            name if matches!(name.rsplit_once('.'), Some((_, "svg" | "tex"))) => (true, false),
             _ => continue,
         };
         assert_eq!((new, old), expected, "{name}");
