@@ -1,246 +1,275 @@
-//! Ten thousand damaged checkpoints: every one is an error or is read, none panics or takes the memory.
+//! Damaged and malicious checkpoints: an error that names file and tensor, never a panic or a huge allocation.
 //!
-//! Damage is of bytes (flips, cuts, repeats) and of structure (huge numbers, swapped offsets, wrong types, deep
-//! nesting, keys twice). What opens in spite of it is read to the end, as a model would.
+//! Seeded mutations of the reference checkpoints' headers, index files and configs go through all that a load
+//! does, in a process of their own, so that its memory is theirs alone.
 
-#![allow(clippy::print_stdout)] // the counts, and how much memory it took
+// What became of each kind of mutation is part of the result.
+#![allow(clippy::print_stdout)]
 
-use std::fs;
-use std::io::Write as _;
-use std::path::Path;
+mod mutate;
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use bench_engine::checkpoint::Folder;
 use bench_engine::config::{ExpertDtype, ModelConfig};
-use bench_engine::layout;
-use bench_engine::weights::WeightSource;
+use bench_engine::{Error, Hooks, LoadOptions, Model, layout};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
 
-use crate::checkpoint::golden;
+use crate::checkpoint::{copy_of, golden};
+use mutate::{mutate_bytes, mutate_header, mutate_index, mutate_value};
 
-const MUTATIONS: usize = 10_000;
-const MEMORY_LIMIT: u64 = 1 << 30;
+const MODELS: [&str; 4] = ["gpt-oss-tiny", "gpt-oss-tiny-bf16", "qwen3-tiny", "llama-tiny"];
+const INDEX: &str = "model.safetensors.index.json";
+/// Of each model: 4 x (1200 + 500 + 800) = 10,000.
+const HEADERS: u64 = 1200;
+const INDICES: u64 = 500;
+const CONFIGS: u64 = 800;
+const MAX_BYTES: u64 = 1 << 30;
+/// Set in the process that does the work.
+const CHILD: &str = "OSSBENCH_HOSTILE_CHILD";
 
-/// Damages a JSON text, by structure or by bytes.
-fn damage_json(text: &[u8], rng: &mut ChaCha8Rng) -> Vec<u8> {
-    if rng.random_bool(0.4) {
-        return damage_bytes(text, rng);
-    }
-    let mut value: Value = serde_json::from_slice(text).unwrap();
-    for _ in 0..rng.random_range(1..4) {
-        damage_value(&mut value, rng, 0);
-    }
-    let text = value.to_string();
-    if rng.random_bool(0.1) { key_twice(&text) } else { text.into_bytes() }
+/// All that loading does, up to the first tokens.
+fn load(folder: &Path) -> Result<(), Error> {
+    let text = fs::read(folder.join("config.json")).unwrap();
+    ModelConfig::from_json(&String::from_utf8_lossy(&text))?;
+    let config = ModelConfig::from_folder(folder)?;
+    // None of the arithmetic on a valid config may overflow.
+    let (counts, kv) = (layout::parameter_counts(&config), layout::kv_bytes(&config, 1 << 20, 4, true));
+    assert!(counts.total > 0 && kv > 0 && layout::weights_bytes(&config, ExpertDtype::Bf16) > 0);
+    let weights = Folder::open(folder)?;
+    let checked = weights.check(&config);
+    // The model stands on its own checks too: it is built from what `check` refuses as well.
+    let model = Model::build(config, &weights, &LoadOptions::default(), &mut |_| ())?;
+    checked?;
+    let mut sequence = model.sequence();
+    model.prefill(&mut [&mut sequence], &[&[0, 1, 2]], 2, &mut Hooks::default())?;
+    model.decode_step(&mut [&mut sequence], &[0], &mut Hooks::default())?;
+    Ok(())
 }
 
-/// The same members once more, so that every key stands twice.
-fn key_twice(text: &str) -> Vec<u8> {
-    let inner = text.trim().trim_start_matches('{').trim_end_matches('}');
-    format!("{{{inner},{inner}}}").into_bytes()
+/// A safetensors file in its parts.
+struct Shard {
+    path: PathBuf,
+    whole: Vec<u8>,
+    header: Value,
+    data: usize,
 }
 
-fn damage_value(value: &mut Value, rng: &mut ChaCha8Rng, depth: usize) {
-    let descend = depth < 6 && rng.random_bool(0.85);
-    match value {
-        Value::Object(map) if descend && !map.is_empty() => {
-            let key = map.keys().nth(rng.random_range(0..map.len())).unwrap().clone();
-            match rng.random_range(0..12) {
-                0 => drop(map.remove(&key)),
-                1 => {
-                    let moved = map.remove(&key).unwrap();
-                    map.insert(format!("{key}_"), moved);
+impl Shard {
+    fn read(path: PathBuf) -> Self {
+        let whole = fs::read(&path).unwrap();
+        let length = u64::from_le_bytes(whole[..8].try_into().unwrap()) as usize;
+        let header = serde_json::from_slice(&whole[8..8 + length]).unwrap();
+        Self { path, header, data: whole.len() - 8 - length, whole }
+    }
+
+    fn restore(&self) {
+        fs::write(&self.path, &self.whole).unwrap();
+    }
+
+    /// Writes a file with `header` and as many bytes of data as there were; they are zeros and take no space.
+    fn write(&self, length: u64, header: &[u8], data: usize) {
+        let mut file = File::create(&self.path).unwrap();
+        file.write_all(&length.to_le_bytes()).unwrap();
+        file.write_all(header).unwrap();
+        file.set_len((8 + header.len() + data) as u64).unwrap();
+    }
+
+    fn write_header(&self, header: &Value) {
+        let text = header.to_string();
+        self.write(text.len() as u64, text.as_bytes(), self.data);
+    }
+}
+
+fn shards(folder: &Path) -> Vec<Shard> {
+    let mut paths: Vec<PathBuf> = fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).collect();
+    paths.retain(|path| path.extension().is_some_and(|e| e == "safetensors"));
+    paths.sort();
+    paths.into_iter().map(Shard::read).collect()
+}
+
+/// What became of the cases of one kind.
+#[derive(Default)]
+struct Outcome {
+    loaded: u64,
+    refused: u64,
+    panicked: Vec<u64>,
+    longest: usize,
+}
+
+impl Outcome {
+    /// Loads `folder` once for each case, after `damage` did its work.
+    fn run(&mut self, folder: &Path, cases: u64, mut damage: impl FnMut(u64, &mut ChaCha8Rng)) {
+        for case in 0..cases {
+            let mut rng = ChaCha8Rng::seed_from_u64(case);
+            damage(case, &mut rng);
+            match catch_unwind(AssertUnwindSafe(|| load(folder))) {
+                Ok(Ok(())) => self.loaded += 1,
+                Ok(Err(error)) => {
+                    self.refused += 1;
+                    self.longest = self.longest.max(error.to_string().len());
                 }
-                _ => damage_value(&mut map[&key], rng, depth + 1),
+                Err(_) => self.panicked.push(case),
             }
         }
-        Value::Array(list) if descend && !list.is_empty() => match rng.random_range(0..6) {
-            0 => list.reverse(),
-            1 => drop(list.pop()),
-            2 => list.push(strange(rng)),
-            _ => {
-                let at = rng.random_range(0..list.len());
-                damage_value(&mut list[at], rng, depth + 1);
-            }
-        },
-        _ => *value = strange(rng),
     }
 }
 
-fn strange(rng: &mut ChaCha8Rng) -> Value {
-    match rng.random_range(0..16) {
-        0 => Value::Null,
-        1 => json!(u64::MAX),
-        2 => json!(i64::MIN),
-        3 => json!(1e308),
-        4 => json!(0),
-        5 => json!(-1),
-        6 => json!(1_u64 << rng.random_range(0..64)),
-        7 => json!(rng.random_range(0..5000)),
-        8 => json!("x".repeat(rng.random_range(0..2000))),
-        9 => json!("../../etc/passwd.safetensors"),
-        10 => json!([[[[]]]]),
-        11 => json!(vec![u64::MAX; rng.random_range(0..64)]),
-        12 => json!({"a": {"b": 1}}),
-        13 => json!(["F64", "F4", "BOOL", "sliding_attention"][rng.random_range(0..4)]),
-        14 => (0..100).fold(json!(1), |inner, _| json!([inner])),
-        _ => json!(true),
-    }
+/// Damages a folder many times, and leaves it as it was.
+type Damage = fn(&Path) -> Outcome;
+
+fn damage_configs(folder: &Path) -> Outcome {
+    let path = folder.join("config.json");
+    let text = fs::read(&path).unwrap();
+    let value: Value = serde_json::from_slice(&text).unwrap();
+    let mut outcome = Outcome::default();
+    outcome.run(folder, CONFIGS, |case, rng| {
+        let mutated = if case % 4 == 0 { mutate_bytes(&text, rng) } else { mutate_value(&value, rng) };
+        fs::write(&path, mutated).unwrap();
+    });
+    fs::write(&path, text).unwrap();
+    outcome
 }
 
-fn damage_bytes(bytes: &[u8], rng: &mut ChaCha8Rng) -> Vec<u8> {
-    let mut bytes = bytes.to_vec();
-    for _ in 0..rng.random_range(1..6) {
-        if bytes.is_empty() {
-            break;
-        }
-        let at = rng.random_range(0..bytes.len());
-        match rng.random_range(0..6) {
-            0 => bytes.truncate(at),
-            1 => drop(bytes.remove(at)),
-            2 => bytes.insert(at, rng.random()),
-            3 => bytes.splice(at..at, b"99999999999999999999".iter().copied()).for_each(drop),
-            4 => bytes.splice(at..at, vec![b'['; 2000]).for_each(drop),
-            _ => bytes[at] ^= 1 << rng.random_range(0..8),
-        }
+fn damage_indices(folder: &Path) -> Outcome {
+    let path = folder.join(INDEX);
+    // Checkpoints of one file get an index that names it.
+    let original = fs::read(&path).ok();
+    let text = original.clone().unwrap_or_else(|| {
+        let shard = Shard::read(folder.join("model.safetensors"));
+        let names = shard.header.as_object().unwrap().keys().filter(|name| *name != "__metadata__");
+        let map: serde_json::Map<String, Value> =
+            names.map(|name| (name.clone(), json!("model.safetensors"))).collect();
+        json!({"metadata": {}, "weight_map": map}).to_string().into_bytes()
+    });
+    fs::create_dir(folder.join("folder.safetensors")).unwrap();
+    let value: Value = serde_json::from_slice(&text).unwrap();
+    let mut outcome = Outcome::default();
+    outcome.run(folder, INDICES, |case, rng| {
+        let mutated = match case % 4 {
+            0 => mutate_bytes(&text, rng),
+            1 => mutate_value(&value, rng),
+            _ => mutate_index(&value, rng),
+        };
+        fs::write(&path, mutated).unwrap();
+    });
+    fs::remove_dir(folder.join("folder.safetensors")).unwrap();
+    match original {
+        Some(text) => fs::write(&path, text).unwrap(),
+        None => fs::remove_file(&path).unwrap(),
     }
-    bytes
+    outcome
 }
 
-/// A file to damage: its first bytes, and how many zeros follow. Only headers are believed or not, so the data of
-/// safetensors is a hole in the file, which costs no writing.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
-struct Damageable {
-    name: String,
-    head: Vec<u8>,
-    zeros: u64,
+fn damage_headers(folder: &Path) -> Outcome {
+    let mut outcome = Outcome::default();
+    let shards = shards(folder);
+    for shard in &shards {
+        let text = shard.header.to_string();
+        outcome.run(folder, HEADERS / shards.len() as u64, |case, rng| {
+            let (mut data, mut length) = (shard.data, None);
+            let header = match case % 8 {
+                0 => mutate_bytes(text.as_bytes(), rng),
+                1 => mutate_value(&shard.header, rng),
+                2 => {
+                    length = Some(match rng.random_range(0..3) {
+                        0 => rng.random::<u64>() >> rng.random_range(0..64),
+                        1 => text.len() as u64 + 1,
+                        _ => text.len() as u64 - 1,
+                    });
+                    text.clone().into_bytes()
+                }
+                3 => {
+                    data = rng.random_range(0..2 * shard.data);
+                    text.clone().into_bytes()
+                }
+                _ => mutate_header(&shard.header, rng),
+            };
+            shard.write(length.unwrap_or(header.len() as u64), &header, data);
+        });
+        shard.restore();
+    }
+    outcome
 }
 
-impl Damageable {
-    fn read(path: &Path) -> Self {
-        let (mut head, mut zeros) = (fs::read(path).unwrap(), 0);
-        if path.extension().is_some_and(|e| e == "safetensors") {
-            let end = 8 + u64::from_le_bytes(head[..8].try_into().unwrap()) as usize;
-            zeros = (head.len() - end) as u64;
-            head.truncate(end);
-        }
-        Self { name: path.file_name().unwrap().to_str().unwrap().to_owned(), head, zeros }
-    }
-
-    fn write(&self, folder: &Path) {
-        let mut file = fs::File::create(folder.join(&self.name)).unwrap();
-        file.write_all(&self.head).unwrap();
-        file.set_len(self.head.len() as u64 + self.zeros).unwrap();
-    }
-
-    /// A damaged copy: for safetensors the length field, the JSON, or the length of the file.
-    fn damaged(&self, rng: &mut ChaCha8Rng) -> Self {
-        let mut copy = self.clone();
-        if self.zeros == 0 {
-            copy.head = damage_json(&self.head, rng);
-            return copy;
-        }
-        match rng.random_range(0..10) {
-            0 => copy.head[..8].copy_from_slice(&rng.random::<u64>().to_le_bytes()),
-            1 => copy.head[..8].copy_from_slice(&(1_u64 << rng.random_range(0..64)).to_le_bytes()),
-            2 => copy.zeros = rng.random_range(0..self.zeros),
-            3 => copy.head = damage_bytes(&self.head, rng),
-            _ => {
-                let header = damage_json(&self.head[8..], rng);
-                copy.head = [&(header.len() as u64).to_le_bytes()[..], &header].concat();
-            }
-        }
-        copy
-    }
-}
-
-/// Opens a folder and reads every tensor of it and of its config; says whether all went well.
-fn open_and_read(folder: &Path) -> bool {
-    let opened = Folder::open(folder);
-    let config = ModelConfig::from_folder(folder);
-    if let Ok(config) = &config {
-        // None of the arithmetic of a valid config may overflow.
-        let counts = layout::parameter_counts(config);
-        let kv = layout::kv_bytes(config, 1 << 20, 4, true);
-        assert!(counts.total > 0 && kv > 0 && layout::weights_bytes(config, ExpertDtype::Bf16) > 0);
-    }
-    let (Ok(opened), Ok(config)) = (opened, config) else { return false };
-    let whole = opened.check(&config).is_ok();
-    for spec in layout::tensors(&config) {
-        let Ok(tensor) = opened.tensor(&spec.name, &spec.shape) else { return false };
-        let _ = tensor.to_f32_vec();
-        assert!(tensor.rows(0..1).is_ok_and(|row| row.as_bytes().len() <= tensor.as_bytes().len()));
-    }
-    whole
-}
-
-/// The high-water mark of this process's memory, in bytes.
-fn peak_memory() -> Option<u64> {
+/// A number of kilobytes from this process's status, as bytes.
+fn status_bytes(field: &str) -> Option<u64> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
-    Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)
+    let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
+}
+
+/// The work itself, in the child.
+fn ten_thousand() {
+    let start = std::time::Instant::now();
+    let space_before = status_bytes("VmSize");
+    let (mut cases, mut refused, mut panics) = (0, 0, Vec::new());
+    for model in MODELS {
+        let folder = copy_of(model);
+        load(folder.path()).unwrap();
+        let kinds: [(&str, Damage); 3] =
+            [("configs", damage_configs), ("index files", damage_indices), ("headers", damage_headers)];
+        for (kind, damage) in kinds {
+            let outcome = damage(folder.path());
+            let n = outcome.loaded + outcome.refused + outcome.panicked.len() as u64;
+            println!(
+                "{model}: of {n} {kind}, {} refused, {} loaded, {} panicked; longest error {} bytes",
+                outcome.refused,
+                outcome.loaded,
+                outcome.panicked.len(),
+                outcome.longest
+            );
+            assert!(outcome.refused > n / 3, "{model}: most mutations of {kind} changed nothing");
+            assert!(outcome.longest < 1500, "{model}: an error about {kind} repeats what the file says");
+            cases += n;
+            refused += outcome.refused;
+            panics.extend(outcome.panicked.into_iter().map(|case| format!("{model}, {kind}, case {case}")));
+            // What a case damaged is whole again.
+            load(folder.path()).unwrap();
+        }
+    }
+    println!("{cases} mutated files, {refused} refused, in {:.1} s", start.elapsed().as_secs_f64());
+    assert!(panics.is_empty(), "panics: {panics:?}");
+    assert_eq!(cases, 10_000);
+    let (Some(peak), Some(space), Some(before)) =
+        (status_bytes("VmHWM"), status_bytes("VmPeak"), space_before)
+    else {
+        println!("memory not measured: no /proc/self/status here");
+        return;
+    };
+    // Memory that is asked for and never touched shows in the address space alone.
+    let asked = space.saturating_sub(before);
+    println!("peak resident {} MB, address space grew by {} MB", peak >> 20, asked >> 20);
+    assert!(peak < MAX_BYTES, "{peak} bytes resident");
+    assert!(asked < MAX_BYTES, "{asked} bytes of address space");
 }
 
 /// Runs `body` in a process of its own, whose memory no other test moves: this binary again, with this test only.
 fn alone(test: &str, body: fn()) {
-    const MARK: &str = "OSSBENCH_HOSTILE_CHILD";
-    if std::env::var_os(MARK).is_some() {
+    if std::env::var_os(CHILD).is_some() {
         return body();
     }
-    let mut child = Command::new(std::env::current_exe().unwrap());
-    child.args(["--exact", &format!("hostile::{test}"), "--nocapture"]).env(MARK, "1");
-    let output = child.output().unwrap();
-    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    let child = Command::new(std::env::current_exe().unwrap())
+        .args([&format!("hostile::{test}"), "--exact", "--nocapture", "--test-threads=1"])
+        .env(CHILD, "1")
+        // The allocator sets address space aside for every thread.
+        .env("RAYON_NUM_THREADS", "2")
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&child.stdout) + String::from_utf8_lossy(&child.stderr);
     println!("{text}");
-    assert!(output.status.success() && text.contains("1 passed"), "the child process failed: {text}");
+    assert!(child.status.success() && text.contains("1 passed"), "the child ended with {}", child.status);
 }
 
 #[test]
-fn ten_thousand_damaged_checkpoints_are_refused_or_read() {
-    alone("ten_thousand_damaged_checkpoints_are_refused_or_read", damage_and_open);
-}
-
-fn damage_and_open() {
-    let mut rng = ChaCha8Rng::seed_from_u64(20_26);
-    let dirs: Vec<_> = ["gpt-oss-tiny", "qwen3-tiny"].map(hollow_copy).into();
-    let before = peak_memory();
-    let (mut accepted, mut refused) = (0, 0);
-    for i in 0..MUTATIONS {
-        let (folder, files) = &dirs[usize::from(i % 4 == 3)];
-        let original = &files[rng.random_range(0..files.len())];
-        original.damaged(&mut rng).write(folder.path());
-        if open_and_read(folder.path()) {
-            accepted += 1;
-        } else {
-            refused += 1;
-        }
-        original.write(folder.path());
-    }
-    for (folder, _) in &dirs {
-        assert!(open_and_read(folder.path()), "the undamaged copy must open");
-    }
-    assert!(refused > MUTATIONS / 2, "{refused} refused: the damage is too mild to test anything");
-    assert!(accepted > 0, "{accepted} accepted: the damage is too coarse to reach the later checks");
-    if let (Some(before), Some(after)) = (before, peak_memory()) {
-        println!("{refused} refused, {accepted} accepted, memory +{} MiB", (after - before) >> 20);
-        assert!(after - before < MEMORY_LIMIT, "memory grew from {before} to {after} bytes");
-    }
-}
-
-/// A copy of a checkpoint without its data, and its files.
-fn hollow_copy(model: &str) -> (tempfile::TempDir, Vec<Damageable>) {
-    let dir = tempfile::tempdir().unwrap();
-    let paths = fs::read_dir(golden(model)).unwrap().map(|entry| entry.unwrap().path());
-    let is_tokenizer = |f: &Damageable| f.name.starts_with("tokenizer");
-    let mut files: Vec<_> = paths.map(|p| Damageable::read(&p)).filter(|f| !is_tokenizer(f)).collect();
-    for file in &files {
-        file.write(dir.path());
-    }
-    // The order of a folder's entries is not fixed, that of the damage is.
-    files.sort();
-    (dir, files)
+fn ten_thousand_mutated_files_are_loaded_or_refused() {
+    alone("ten_thousand_mutated_files_are_loaded_or_refused", ten_thousand);
 }
 
 #[test]
@@ -249,7 +278,7 @@ fn headers_that_claim_much_allocate_little() {
 }
 
 fn open_claims() {
-    let before = peak_memory();
+    let before = status_bytes("VmHWM");
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("model.safetensors");
     let entry = |shape: &str, end: u64| {
@@ -269,9 +298,95 @@ fn open_claims() {
         let length = if length == 0 { header.len() as u64 } else { length };
         fs::write(&path, [&length.to_le_bytes()[..], header.as_bytes(), b"data"].concat()).unwrap();
         let error = Folder::open(dir.path()).err().expect("a false claim was believed").to_string();
-        assert!(error.contains("model.safetensors") && error.len() < 4096, "{} bytes of error", error.len());
+        assert!(error.contains("model.safetensors") && error.len() < 1500, "{} bytes of error", error.len());
     }
-    if let (Some(before), Some(after)) = (before, peak_memory()) {
+    if let (Some(before), Some(after)) = (before, status_bytes("VmHWM")) {
         assert!(after - before < 256 << 20, "memory grew from {before} to {after} bytes");
     }
+}
+
+fn check(folder: &Path, expected: &[&str]) {
+    let error = load(folder).expect_err("a damaged checkpoint was loaded").to_string();
+    for part in expected {
+        assert!(error.contains(part), "{error:?} lacks {part:?}");
+    }
+}
+
+/// Loads a copy of `model` after `change` to the header of its shard number `shard`.
+fn check_header(model: &str, shard: usize, change: impl Fn(&mut Value), expected: &[&str]) {
+    let folder = copy_of(model);
+    let shards = shards(folder.path());
+    let mut header = shards[shard].header.clone();
+    change(&mut header);
+    shards[shard].write_header(&header);
+    let file = shards[shard].path.file_name().unwrap().to_str().unwrap();
+    check(folder.path(), &[&[file], expected].concat());
+}
+
+#[test]
+fn errors_name_file_and_tensor() {
+    let tensor = "model.layers.1.mlp.down_proj.weight";
+    check_header(
+        "qwen3-tiny",
+        0,
+        |header| header[tensor]["shape"].as_array_mut().unwrap().reverse(),
+        &[tensor, "has shape [320, 128]", "asks for [128, 320]"],
+    );
+    check_header(
+        "qwen3-tiny",
+        0,
+        |header| {
+            let entry = header.as_object_mut().unwrap().remove(tensor).unwrap();
+            header["renamed"] = entry;
+        },
+        &[tensor, "is missing"],
+    );
+    check_header(
+        "qwen3-tiny",
+        0,
+        |header| {
+            let begin = header[tensor]["data_offsets"][0].as_u64().unwrap();
+            header[tensor]["shape"] = json!([1_u64 << 40]);
+            header[tensor]["data_offsets"][1] = json!(begin + (2 << 40));
+        },
+        &[tensor, "is truncated", "ends at byte 219"],
+    );
+    check_header(
+        "llama-tiny",
+        0,
+        |header| header[tensor]["dtype"] = json!("F31"),
+        &[tensor, "unknown dtype \"F31\""],
+    );
+}
+
+#[test]
+fn truncated_files_and_terabyte_headers_are_named() {
+    let folder = copy_of("gpt-oss-tiny");
+    let shard = &shards(folder.path())[0];
+    let (file, size) = (shard.path.file_name().unwrap().to_str().unwrap(), shard.whole.len());
+    fs::write(&shard.path, &shard.whole[..size - 1000]).unwrap();
+    check(folder.path(), &[file, "is truncated: tensor \"model.", &format!("the file has {}", size - 1000)]);
+    shard.write(1 << 42, b"{}", 0);
+    check(folder.path(), &[file, "claims a header of 4398046511104 bytes"]);
+    // Below the limit of the format, but more than there is.
+    shard.write(90_000_000, b"{}", 0);
+    check(folder.path(), &[file, "claims a header of 90000000 bytes", "only 10 bytes"]);
+}
+
+#[test]
+fn blocks_without_scales_and_missing_shards_are_named() {
+    let folder = copy_of("gpt-oss-tiny");
+    let path = folder.path().join(INDEX);
+    let whole: Value =
+        serde_json::from_slice(&fs::read(golden("gpt-oss-tiny").join(INDEX)).unwrap()).unwrap();
+    let scales = "model.layers.0.mlp.experts.gate_up_proj_scales";
+    let mut index = whole.clone();
+    index["weight_map"].as_object_mut().unwrap().remove(scales).unwrap();
+    fs::write(&path, index.to_string()).unwrap();
+    let folder_name = folder.path().to_str().unwrap();
+    check(folder.path(), &[folder_name, scales, "gate_up_proj_blocks\" is there", "without their scales"]);
+    let mut index = whole;
+    index["weight_map"][scales] = json!("model-00003-of-00002.safetensors");
+    fs::write(&path, index.to_string()).unwrap();
+    check(folder.path(), &["model-00003-of-00002.safetensors is missing", INDEX, "1 tensors"]);
 }

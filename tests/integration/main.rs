@@ -8,6 +8,7 @@ mod cli;
 mod golden_model;
 mod golden_units;
 mod hostile;
+mod hub;
 mod latency;
 mod presets;
 mod report;

@@ -1,4 +1,4 @@
-//! Keys and values of the tokens that a sequence has seen: rings for sliding layers, growing pages for full ones.
+//! Keys and values of the tokens that a sequence has seen: pages that grow, up to a ring for sliding layers.
 //!
 //! Rows are kept in the activation dtype, head by head, so that attention reads each head's keys in a row.
 
@@ -9,7 +9,7 @@ use crate::config::{LayerType, ModelConfig};
 use crate::error::{Error, Result};
 use crate::model::ActivationDtype;
 
-/// Positions by which full layers grow.
+/// Positions by which layers grow; a smaller window is a single page.
 const PAGE: usize = 256;
 
 /// One conversation's state: the keys and values of every layer.
@@ -92,7 +92,8 @@ impl std::fmt::Debug for Sequence {
     }
 }
 
-/// Keys and values of one layer. A ring is a single page of `window` rows, row `position % window`.
+/// Keys and values of one layer. A position stands in slot `position`, or `position % window` of a ring; slots
+/// are numbered through the pages. A ring grows too, so that a window beyond all need costs nothing.
 pub(crate) struct LayerCache {
     window: Option<usize>,
     kv_heads: usize,
@@ -142,7 +143,11 @@ impl KvBuffer {
 
 impl LayerCache {
     fn page_rows(&self) -> usize {
-        self.window.unwrap_or(PAGE)
+        self.window.unwrap_or(PAGE).min(PAGE)
+    }
+
+    fn slot(&self, position: usize) -> usize {
+        self.window.map_or(position, |window| position % window)
     }
 
     fn page_elements(&self) -> usize {
@@ -156,9 +161,8 @@ impl LayerCache {
         let rows = self.page_rows();
         let skip = self.window.map_or(0, |w| tokens.saturating_sub(w));
         for token in skip..tokens {
-            let position = self.len + token;
-            let (page, row) =
-                if self.window.is_some() { (0, position % rows) } else { (position / rows, position % rows) };
+            let slot = self.slot(self.len + token);
+            let (page, row) = (slot / rows, slot % rows);
             while self.pages.len() <= page {
                 let (dtype, n) = (self.dtype, self.page_elements());
                 self.pages.push(Page { k: KvBuffer::new(dtype, n), v: KvBuffer::new(dtype, n) });
@@ -177,19 +181,17 @@ impl LayerCache {
     /// The rows that are held, as blocks in the order of their positions.
     pub(crate) fn blocks(&self) -> Vec<KvBlock<'_>> {
         let rows = self.page_rows();
-        match self.window {
-            Some(window) if self.len > window => {
-                // The oldest row stands where the next one will be written.
-                let oldest = self.len % window;
-                let first = self.len - window;
-                let older = self.block(0, oldest, first, window - oldest);
-                let newer = self.block(0, 0, first + window - oldest, oldest);
-                vec![older, newer]
-            }
-            _ => (0..self.pages.len())
-                .map(|page| self.block(page, 0, page * rows, rows.min(self.len - page * rows)))
-                .collect(),
+        let mut blocks = Vec::new();
+        let mut position = self.window.map_or(0, |window| self.len.saturating_sub(window));
+        while position < self.len {
+            let slot = self.slot(position);
+            let to_page_end = rows - slot % rows;
+            let to_ring_end = self.window.map_or(to_page_end, |window| window - slot);
+            let run = to_page_end.min(to_ring_end).min(self.len - position);
+            blocks.push(self.block(slot / rows, slot % rows, position, run));
+            position += run;
         }
+        blocks
     }
 
     fn block(&self, page: usize, row: usize, first_position: usize, len: usize) -> KvBlock<'_> {
@@ -240,6 +242,8 @@ mod tests {
     fn rings_hold_the_last_window_and_pages_hold_all() {
         for chunks in [vec![1; 40], vec![7, 16, 3, 33, 1, 1], vec![300, 2, 299]] {
             let (mut ring, mut full, mut n) = (layer(Some(16)), layer(None), 0);
+            // Its pages are of 256 rows, and the last one is used in part.
+            let mut wide = layer(Some(PAGE + 100));
             for chunk in chunks {
                 let rows =
                     |f: fn(usize) -> f32| (n..n + chunk).flat_map(|p| [f(p), f(p)]).collect::<Vec<f32>>();
@@ -248,8 +252,11 @@ mod tests {
                 v.iter_mut().skip(1).step_by(2).for_each(|v| *v -= 0.5);
                 ring.append(&k, &v);
                 full.append(&k, &v);
+                wide.append(&k, &v);
                 n += chunk;
                 assert_eq!(positions(&ring), (n.saturating_sub(16)..n).collect::<Vec<_>>());
+                assert_eq!(positions(&wide), (n.saturating_sub(PAGE + 100)..n).collect::<Vec<_>>());
+                assert_eq!(wide.pages.len(), n.div_ceil(PAGE).min(2));
                 assert_eq!(positions(&full), (0..n).collect::<Vec<_>>());
                 assert_eq!(full.pages.len(), n.div_ceil(PAGE));
             }

@@ -14,6 +14,7 @@ use bench_kernels::host::MappedFile;
 
 use crate::Error;
 use crate::config::{ModelConfig, read_small_text};
+use crate::error::excerpt;
 use crate::layout::{self, Role, TensorSpec};
 use crate::weights::{HostBytes, HostTensor, TensorDtype, WeightSource};
 use header::Entry;
@@ -58,7 +59,7 @@ impl Folder {
 
     fn open_sharded(folder: &Path, index_path: &Path) -> Result<Self, Error> {
         let index = Index::parse(&read_small_text(index_path, MAX_INDEX_BYTES)?)
-            .map_err(|problem| Error::BadFile { path: index_path.to_owned(), problem })?;
+            .map_err(|problem| Error::BadFile { path: index_path.to_owned(), problem: excerpt(problem) })?;
         let mut shards = Vec::new();
         let mut opened: BTreeMap<&str, (usize, HashMap<String, Entry>)> = BTreeMap::new();
         for file in index.files() {
@@ -80,7 +81,7 @@ impl Folder {
                 let file = folder.join(file).display().to_string();
                 let hint =
                     format!(", where {INDEX_FILE} says that it is: index and file are not of one version");
-                return Err(Error::MissingTensor { tensor: name.clone(), file, hint });
+                return Err(Error::MissingTensor { tensor: excerpt(name.clone()), file, hint });
             };
             tensors.insert(name.clone(), entry);
         }
@@ -184,7 +185,7 @@ impl WeightSource for Folder {
 fn open_shard(path: PathBuf) -> Result<(Shard, HashMap<String, Entry>), Error> {
     let file = MappedFile::open(&path).map_err(|source| Error::Io { path: path.clone(), source })?;
     let entries = header::parse(file.as_bytes()).map_err(|problem| {
-        let problem = format!("{problem}; {DOWNLOAD_AGAIN}");
+        let problem = format!("{}; {DOWNLOAD_AGAIN}", excerpt(problem));
         Error::BadFile { path: path.clone(), problem }
     })?;
     let origin = path.display().to_string().into();

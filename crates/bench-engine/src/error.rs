@@ -146,3 +146,14 @@ pub enum Error {
 }
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Beginning and end of a text that may repeat what a hostile file says, at any length.
+pub(crate) fn excerpt(text: String) -> String {
+    const HEAD: usize = 400;
+    const TAIL: usize = 200;
+    if text.len() <= HEAD + TAIL {
+        return text;
+    }
+    let (head, tail) = (text.floor_char_boundary(HEAD), text.ceil_char_boundary(text.len() - TAIL));
+    format!("{}...{}", &text[..head], &text[tail..])
+}

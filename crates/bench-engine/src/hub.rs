@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Error;
 use crate::checkpoint::index::{INDEX_FILE, Index, MAX_INDEX_BYTES, SINGLE_FILE};
+use crate::error::excerpt;
 use client::{Client, Head};
 pub use options::{HubOptions, is_repo_name};
 use store::Repo;
@@ -78,6 +79,7 @@ pub fn download(
 
 /// The folder of `revision` of `repo` if it was downloaded whole; asks nothing of the network.
 pub fn cached(repo: &str, revision: &str, options: &HubOptions) -> Option<PathBuf> {
+    options::check_repo(repo).and_then(|()| options::check_revision(revision)).ok()?;
     Repo::new(&options.cache_dir, repo).complete(revision)
 }
 
@@ -123,7 +125,8 @@ impl Snapshot<'_> {
         let path = self.store.folder(&self.commit).join(INDEX_FILE);
         let text =
             std::fs::read_to_string(&path).map_err(|source| Error::Io { path: path.clone(), source })?;
-        let index = Index::parse(&text).map_err(|problem| Error::BadFile { path: path.clone(), problem })?;
+        let index = Index::parse(&text)
+            .map_err(|problem| Error::BadFile { path: path.clone(), problem: excerpt(problem) })?;
         // The copies of the weights in other formats lie in subfolders; those of the index lie beside it.
         if let Some(file) = index.files().into_iter().find(|file| file.contains('/')) {
             let problem = format!("names {file:?}, expected files beside the index");

@@ -12,6 +12,9 @@ pub(crate) const SINGLE_FILE: &str = "model.safetensors";
 /// The index of a checkpoint of 100,000 tensors has about 10 MB.
 pub(crate) const MAX_INDEX_BYTES: u64 = 64 << 20;
 
+/// What file systems allow.
+const MAX_FILE_NAME: usize = 255;
+
 /// Tensor name to file name, sorted so that errors come in a fixed order.
 #[derive(Deserialize)]
 pub(crate) struct Index {
@@ -50,7 +53,8 @@ impl Index {
 pub(crate) fn is_inside(file: &str) -> bool {
     let path = Path::new(file);
     // Backslashes and colons would be separators and drives on another system.
-    !file.contains(['\\', ':', '\0'])
+    file.len() <= MAX_FILE_NAME
+        && !file.contains(['\\', ':', '\0'])
         && path.extension().is_some_and(|e| e == "safetensors")
         && path.components().all(|c| matches!(c, Component::Normal(_)))
 }

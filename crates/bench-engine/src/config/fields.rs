@@ -5,6 +5,7 @@
 use serde_json::{Map, Value};
 
 use crate::Error;
+use crate::error::excerpt;
 
 /// One JSON object and what to call it in errors.
 pub(super) struct Fields<'a> {
@@ -23,7 +24,7 @@ impl<'a> Fields<'a> {
     }
 
     pub(super) fn error(&self, reason: String) -> Error {
-        Error::Config { file: self.file.to_owned(), reason }
+        Error::Config { file: self.file.to_owned(), reason: excerpt(reason) }
     }
 
     /// The value of a key, `None` when it is absent or null.

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::fields::Fields;
 use super::{Architecture, LayerType, ModelConfig, MoeConfig, RopeScaling};
 use crate::Error;
+use crate::error::excerpt;
 
 /// `swiglu_alpha` of the gpt-oss reference (openai/gpt-oss `gpt_oss/torch/model.py`); in no checkpoint's config.
 const SWIGLU_ALPHA: f64 = 1.702;
@@ -82,7 +83,7 @@ fn architecture(fields: &Fields) -> Result<Architecture, Error> {
     let found = fields.text("model_type")?;
     let unsupported = |found: &str| Error::UnsupportedModelType {
         file: fields.file.to_owned(),
-        found: found.to_owned(),
+        found: excerpt(found.to_owned()),
         supported: Architecture::ALL.map(Architecture::model_type).join(", "),
     };
     let architecture = Architecture::ALL.into_iter().find(|a| a.model_type() == found);
