@@ -1,7 +1,8 @@
 //! The arguments as typed. Names follow llama-bench where its letters apply, config keys elsewhere.
 
 use bench_core::spec::{ActivationDtype, ExpertDtype, TargetKind};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use bench_report::Format;
+use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 
 /// Measure how open-weight language models behave when they are served.
@@ -50,16 +51,6 @@ pub struct PathArgs {
     pub tables: PathBuf,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum OutputFormat {
-    Table,
-    Md,
-    Csv,
-    Json,
-    Jsonl,
-    Latex,
-}
-
 #[derive(Debug, Args)]
 pub struct PlanArgs {
     /// The study, see bench-configs/README.md
@@ -85,8 +76,8 @@ pub struct RunCommon {
     #[command(flatten)]
     pub paths: PathArgs,
     /// How the table on standard output is written
-    #[arg(short = 'o', long = "output", value_enum, default_value = "table", value_name = "FORMAT")]
-    pub output: OutputFormat,
+    #[arg(short = 'o', long = "output", value_parser = parse_format, default_value = "table", value_name = FORMATS)]
+    pub output: Format,
     /// Run with a debug build; every row is marked INVALID
     #[arg(long)]
     pub allow_debug: bool,
@@ -179,8 +170,8 @@ pub struct ReportArgs {
     #[command(flatten)]
     pub paths: PathArgs,
     /// How the table on standard output is written
-    #[arg(short = 'o', long = "output", value_enum, default_value = "table", value_name = "FORMAT")]
-    pub output: OutputFormat,
+    #[arg(short = 'o', long = "output", value_parser = parse_format, default_value = "table", value_name = FORMATS)]
+    pub output: Format,
 }
 
 #[derive(Debug, Args)]
@@ -283,6 +274,12 @@ pub struct LogitsArgs {
     pub out: PathBuf,
     #[command(flatten)]
     pub engine: EngineArgs,
+}
+
+const FORMATS: &str = "table|md|csv|json|jsonl|latex";
+
+fn parse_format(text: &str) -> Result<Format, String> {
+    keyword(text, &Format::ALL.map(|(format, word)| (word, format)))
 }
 
 fn parse_target(text: &str) -> Result<TargetKind, String> {

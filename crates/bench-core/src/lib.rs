@@ -10,6 +10,7 @@ pub mod event;
 pub mod metric;
 pub mod plan;
 pub mod provenance;
+pub mod reference;
 pub mod row;
 pub mod sample;
 pub mod shape;

@@ -88,8 +88,12 @@ pub fn gib(bytes: u64) -> String {
     }
 }
 
+/// The program itself: code, tokenizer, stacks, buffers of the run.
+const PROGRAM_BYTES: u64 = 256 << 20;
+
 fn required(config: &ModelConfig, need: &Need) -> u64 {
-    layout::weights_bytes(config, need.expert_dtype)
+    PROGRAM_BYTES
+        .saturating_add(layout::weights_bytes(config, need.expert_dtype))
         .saturating_add(kv_bytes(config, need))
         .saturating_add(activation_bytes(config, need))
 }
@@ -129,21 +133,26 @@ fn max_context(config: &ModelConfig, need: &Need, available: Option<u64>) -> usi
 }
 
 fn suggest(config: &ModelConfig, need: &Need, available: Option<u64>) -> String {
-    let max_context = max_context(config, need, available);
-    let available = available.unwrap_or(u64::MAX);
-    if max_context > 0 {
-        return format!("a context of at most {max_context} tokens fits");
-    }
+    let fits =
+        |config: &ModelConfig, need: &Need| available.is_none_or(|free| required(config, need) <= free);
+    let mut ways = Vec::new();
     let native = Need { expert_dtype: ExpertDtype::Native, ..*need };
-    if need.expert_dtype == ExpertDtype::Bf16 && config.mxfp4 && required(config, &native) <= available {
-        return "it fits with --expert-dtype native".to_owned();
+    if need.expert_dtype == ExpertDtype::Bf16 && config.mxfp4 && fits(config, &native) {
+        ways.push("it fits with --expert-dtype native".to_owned());
     }
-    let layers = (1..config.num_hidden_layers)
-        .rev()
-        .find(|&n| config.clone().with_layers(n).is_ok_and(|cut| required(&cut, need) <= available));
-    match layers {
-        Some(n) => format!("--layers {n} fits, or take a smaller model"),
-        None => "take a smaller model, e.g. dummy:gpt-oss-nano".to_owned(),
+    let max_context = max_context(config, need, available);
+    if max_context > 0 {
+        ways.push(format!("a context of at most {max_context} tokens fits"));
+    } else {
+        let fits_with = |n: &usize| config.clone().with_layers(*n).is_ok_and(|cut| fits(&cut, need));
+        if let Some(n) = (1..config.num_hidden_layers).rev().find(fits_with) {
+            ways.push(format!("--layers {n} fits"));
+        }
+    }
+    if ways.is_empty() {
+        "take a smaller model, e.g. dummy:gpt-oss-nano".to_owned()
+    } else {
+        ways.join(", or ")
     }
 }
 
@@ -180,7 +189,7 @@ mod tests {
     #[test]
     fn the_largest_context_fits_and_one_more_does_not() {
         let config = preset::config("llama-3.1-70b").unwrap();
-        let available = layout::weights_bytes(&config, ExpertDtype::Native) + (4 << 30);
+        let available = layout::weights_bytes(&config, ExpertDtype::Native) + (4 << 30) + PROGRAM_BYTES;
         let n = check(&config, &NEED, Some(available)).max_context_tokens;
         assert!(n > 4096 && n < config.max_position_embeddings, "{n}");
         let at = |context_tokens| check(&config, &Need { context_tokens, ..NEED }, Some(available)).fits;

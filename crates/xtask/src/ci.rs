@@ -13,7 +13,8 @@ use crate::{docs, tidy};
 
 const FORMAT: &[&str] = &["fmt", "--all", "--check"];
 const CLIPPY: &[&str] = &["clippy", "--release", "--workspace", "--all-targets", "--", "-D", "warnings"];
-const TEST: &[&str] = &["test", "--release", "--workspace"];
+/// Shows what passing tests print: the largest differences from the reference belong into the log.
+const TEST: &[&str] = &["test", "--release", "--workspace", "--", "--show-output"];
 
 /// Runs all steps; the first failure is the result.
 pub(crate) fn run(root: &Path) -> Result<(), Error> {

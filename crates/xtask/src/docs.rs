@@ -13,7 +13,7 @@ type Reference = (&'static str, String);
 fn references() -> [Reference; 2] {
     [
         ("bench-configs/README.md", bench_core::spec::reference()),
-        ("results/README.md", bench_core::metric::column_reference()),
+        ("results/README.md", bench_core::reference::columns()),
     ]
 }
 

@@ -1,6 +1,6 @@
 //! `ossbench analyze`: raw traces to rows, rows to CSV. Also what `run` and `report` share of it.
 
-use crate::args::{OutputFormat, PathArgs, ReportArgs};
+use crate::args::{PathArgs, ReportArgs};
 use crate::{CliError, Io};
 use bench_core::provenance::Machine;
 use bench_core::row::rows;
@@ -91,51 +91,35 @@ pub(crate) fn any_invalid(inputs: &ReportInputs, run_id: &str) -> bool {
 pub(crate) fn print_run(
     inputs: &ReportInputs,
     run_id: &str,
-    format: OutputFormat,
+    format: Format,
     io: &mut Io<'_>,
 ) -> Result<(), CliError> {
-    if let Some(run) = inputs.runs.iter().find(|r| r.run_id == run_id) {
-        write!(io.out, "{}", bench_report::render(format.into(), run)?)?;
-    }
-    Ok(())
+    print_tables(inputs.runs.iter().filter(|r| r.run_id == run_id), format, io)
 }
 
 /// The table of the latest run of each study.
-pub(crate) fn print_latest(
-    inputs: &ReportInputs,
-    format: OutputFormat,
+pub(crate) fn print_latest(inputs: &ReportInputs, format: Format, io: &mut Io<'_>) -> Result<(), CliError> {
+    print_tables(bench_report::latest(inputs), format, io)
+}
+
+fn print_tables<'r>(
+    runs: impl Iterator<Item = &'r RunInput>,
+    format: Format,
     io: &mut Io<'_>,
 ) -> Result<(), CliError> {
-    for run in bench_report::latest(inputs) {
-        write!(io.out, "{}", bench_report::render(format.into(), run)?)?;
+    for run in runs {
+        write!(io.out, "{}", bench_report::render(format, run)?)?;
     }
     Ok(())
 }
 
 /// Where everything is; on standard error when output is for a machine.
-pub(crate) fn print_files(
-    files: &ReportFiles,
-    format: OutputFormat,
-    io: &mut Io<'_>,
-) -> Result<(), CliError> {
-    let stream: &mut dyn std::io::Write = if format == OutputFormat::Table { io.out } else { io.err };
+pub(crate) fn print_files(files: &ReportFiles, format: Format, io: &mut Io<'_>) -> Result<(), CliError> {
+    let stream: &mut dyn std::io::Write = if format == Format::Table { io.out } else { io.err };
     for (what, paths) in [("csv", &files.results), ("figure", &files.figures), ("table", &files.tables)] {
         for path in paths {
             writeln!(stream, "{what:<7} {}", path.display())?;
         }
     }
     Ok(())
-}
-
-impl From<OutputFormat> for Format {
-    fn from(format: OutputFormat) -> Self {
-        match format {
-            OutputFormat::Table => Self::Table,
-            OutputFormat::Md => Self::Md,
-            OutputFormat::Csv => Self::Csv,
-            OutputFormat::Json => Self::Json,
-            OutputFormat::Jsonl => Self::Jsonl,
-            OutputFormat::Latex => Self::Latex,
-        }
-    }
 }
