@@ -5,7 +5,6 @@
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 
 use std::hint::black_box;
-use std::sync::LazyLock;
 use std::time::Instant;
 
 use bench_kernels::attention::{Attention, KvBlock, KvData, attention_with};
@@ -13,21 +12,12 @@ use bench_kernels::matmul::{Bf16Matrix, Mxfp4Matrix, Weights, matmul_with};
 use bench_kernels::{Variant, mxfp4};
 use half::bf16;
 
-/// Seconds that this thread has run. Wall time where the kernel does not say, or with several threads.
-fn seconds() -> f64 {
-    static START: LazyLock<Instant> = LazyLock::new(Instant::now);
-    let wall = START.elapsed().as_secs_f64();
-    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
-    let nanos = text.split_whitespace().next().and_then(|n| n.parse::<f64>().ok());
-    nanos.filter(|_| rayon::current_num_threads() == 1).map_or(wall, |n| n / 1e9)
-}
-
 /// Shortest of several runs, in seconds: neighbours only ever add time.
 fn best(mut run: impl FnMut()) -> f64 {
     let time = |run: &mut dyn FnMut()| {
-        let start = seconds();
+        let start = Instant::now();
         run();
-        seconds() - start
+        start.elapsed().as_secs_f64()
     };
     (0..8).map(|_| time(&mut run)).fold(f64::INFINITY, f64::min)
 }
@@ -62,9 +52,9 @@ fn report(variant: Variant, name: &str, weights: &Weights<'_>, bytes: usize, cop
     let speed = bytes as f64 / one / 1e9;
     print!("{:7} {name:5} m=1: {speed:5.1} GB/s ({:3.0} % of copy)", variant.name(), 100.0 * speed / copied);
     for m in [8, 128] {
-        let start = seconds();
+        let start = Instant::now();
         matmul_with(variant, &x[..m * cols], m, weights, None, &mut out[..m * rows]).unwrap();
-        let rate = 2.0 * (m * rows * cols) as f64 / (seconds() - start) / 1e9;
+        let rate = 2.0 * (m * rows * cols) as f64 / start.elapsed().as_secs_f64() / 1e9;
         print!("  m={m}: {rate:5.1} GFLOP/s");
     }
     println!();

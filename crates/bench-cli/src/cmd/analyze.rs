@@ -94,20 +94,16 @@ pub(crate) fn print_run(
     format: Format,
     io: &mut Io<'_>,
 ) -> Result<(), CliError> {
-    print_tables(inputs.runs.iter().filter(|r| r.run_id == run_id), format, io)
+    if let Some(run) = inputs.runs.iter().find(|r| r.run_id == run_id) {
+        write!(io.out, "{}", bench_report::render(format, run)?)?;
+    }
+    Ok(())
 }
 
 /// The table of the latest run of each study.
 pub(crate) fn print_latest(inputs: &ReportInputs, format: Format, io: &mut Io<'_>) -> Result<(), CliError> {
-    print_tables(bench_report::latest(inputs), format, io)
-}
-
-fn print_tables<'r>(
-    runs: impl Iterator<Item = &'r RunInput>,
-    format: Format,
-    io: &mut Io<'_>,
-) -> Result<(), CliError> {
-    for run in runs {
+    for run in bench_report::latest(inputs) {
+        writeln!(io.err, "run     {}", run.run_id)?;
         write!(io.out, "{}", bench_report::render(format, run)?)?;
     }
     Ok(())
