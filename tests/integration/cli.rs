@@ -143,6 +143,38 @@ fn report_rebuilds_the_same_bytes_from_raw() {
 }
 
 #[test]
+fn a_resumed_run_reports_what_an_uninterrupted_one_does() {
+    let (whole, cut) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    assert_eq!(in_dir(whole.path(), &["run", &mock_study(&whole)]).0, 0);
+    let study = mock_study(&cut);
+    assert_eq!(in_dir(cut.path(), &["run", &study]).0, 0);
+    // What a kill leaves: some trials whole, one begun under its temporary name.
+    let raw = bytes_below(&cut.path().join("results/raw"));
+    let trials: Vec<_> = raw.iter().filter(|(path, _)| path.ends_with("round-001.jsonl")).collect();
+    assert_eq!(trials.len(), 4);
+    for (path, bytes) in &trials {
+        fs::remove_file(path).unwrap();
+        let begun = Path::new(path).with_file_name(".round-001.jsonl.tmp");
+        fs::write(begun, &bytes[..bytes.len() / 2]).unwrap();
+    }
+    let (code, _, err) = in_dir(cut.path(), &["run", &study, "--resume"]);
+    assert_eq!(code, 0, "{err}");
+    for (path, bytes) in raw.iter().filter(|(path, _)| path.ends_with("round-000.jsonl")) {
+        assert!(&fs::read(path).unwrap() == bytes, "{path} was touched");
+    }
+    for name in ["unified.csv", "wide_latency.csv", "study_unified_latency.csv"] {
+        assert_eq!(without_run_id(&whole, name), without_run_id(&cut, name), "{name}");
+    }
+}
+
+/// A CSV of `dir` with the run's id left out: it holds the time of day.
+fn without_run_id(dir: &TempDir, name: &str) -> String {
+    let raw = fs::read_dir(dir.path().join("results/raw")).unwrap().next().unwrap().unwrap();
+    let run_id = raw.file_name().to_string_lossy().into_owned();
+    fs::read_to_string(dir.path().join("results").join(name)).unwrap().replace(&run_id, "RUN")
+}
+
+#[test]
 fn report_without_results_says_how_to_make_some() {
     let dir = TempDir::new().unwrap();
     let (code, _, err) = in_dir(dir.path(), &["report"]);

@@ -157,7 +157,7 @@ pub struct EngineArgs {
 #[derive(Debug, Clone, Args)]
 pub struct SamplingArgs {
     /// 0 is greedy
-    #[arg(long, default_value_t = 0.0)]
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
     pub temperature: f64,
     #[arg(long)]
     pub top_k: Option<u32>,

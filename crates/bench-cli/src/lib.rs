@@ -31,6 +31,9 @@ pub fn run(args: impl IntoIterator<Item = OsString>, out: &mut dyn Write, err: &
     };
     let command: Vec<String> = args.iter().map(|a| a.to_string_lossy().into_owned()).collect();
     let io = &mut Io { out, err };
+    if let Err(e) = bench_engine::system::check_kernel_variant() {
+        return finish(Err(CliError::Usage(e.to_string())), io);
+    }
     let result = match &cli.command {
         Command::Plan(a) => cmd::plan::run(a, io),
         Command::Run(a) => cmd::run::run(a, &command, io),

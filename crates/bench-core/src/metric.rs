@@ -99,6 +99,9 @@ metrics! {
         "output tokens of successful requests that arrived inside the steady window / its length";
     SystemRequestRate "system_req_s" "req/s" Higher Cell "System request rate"
         "successful requests that ended inside the steady window / its length";
+    Goodput "goodput_req_s" "req/s" Higher Cell "Goodput"
+        "successful requests that ended inside the steady window and met every limit of `[slo]` / its length; without \
+         `[slo]` there are no rows";
     SteadyWindow "steady_window_ms" "ms" Neutral Cell "Steady window"
         "from the first moment at full concurrency to the last, summed over rounds";
     SteadyWindowShare "steady_window_share" "1" Neutral Cell "Steady window share"

@@ -52,6 +52,14 @@ pub struct MockPlan {
     pub tokens_per_chunk: u32,
 }
 
+/// Limits that a request must meet to count as good; at least one is set.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Slo {
+    pub ttft_ms: Option<f64>,
+    pub tpot_ms: Option<f64>,
+    pub e2el_ms: Option<f64>,
+}
+
 /// One point of the grid.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cell {
@@ -84,6 +92,8 @@ pub struct Plan {
     pub rounds: u32,
     pub warmup: u32,
     pub target: TargetPlan,
+    /// `None`: no goodput.
+    pub slo: Option<Slo>,
     pub models: Vec<ModelPlan>,
     pub cells: Vec<Cell>,
     /// In the order in which they run.
@@ -126,6 +136,7 @@ impl RunSpec {
             rounds,
             warmup: run.warmup.unwrap_or(2),
             target: self.resolve_target()?,
+            slo: self.resolve_slo()?,
             trials: order(&models, &cells, seed, repeats, rounds),
             models,
             cells,
@@ -166,6 +177,21 @@ impl RunSpec {
                 tokens_per_chunk: mock.tokens_per_chunk.unwrap_or(1).max(1),
             }),
         })
+    }
+
+    fn resolve_slo(&self) -> Result<Option<Slo>, Error> {
+        let Some(slo) = &self.slo else { return Ok(None) };
+        let limits =
+            [("slo.ttft_ms", slo.ttft_ms), ("slo.tpot_ms", slo.tpot_ms), ("slo.e2el_ms", slo.e2el_ms)];
+        if limits.iter().all(|(_, limit)| limit.is_none()) {
+            return Err(value("slo", "{}", "at least one limit; or remove the table".to_owned()));
+        }
+        for (key, limit) in limits {
+            if let Some(limit) = limit.filter(|l| !(l.is_finite() && *l > 0.0)) {
+                return Err(value(key, limit, "a number of milliseconds above 0".to_owned()));
+            }
+        }
+        Ok(Some(Slo { ttft_ms: slo.ttft_ms, tpot_ms: slo.tpot_ms, e2el_ms: slo.e2el_ms }))
     }
 
     fn resolve_sampling(&self) -> Result<Sampling, Error> {
@@ -380,6 +406,8 @@ mod tests {
             ("[[models]]\nid = \"a\"\n[workload]\ndate = \"today\"", "workload.date"),
             ("[run]\nname = \"../x\"\n[[models]]\nid = \"a\"", "run.name"),
             ("[[models]]\nid = \"a\"\n[mock]\nttft_us = 1", "mock"),
+            ("[[models]]\nid = \"a\"\n[slo]\n", "slo"),
+            ("[[models]]\nid = \"a\"\n[slo]\ntpot_ms = 0.0", "slo.tpot_ms"),
         ] {
             let error = plan(text).unwrap_err().to_string();
             assert!(error.starts_with(&format!("`{key}`")), "{text}: {error}");
@@ -392,7 +420,7 @@ mod tests {
         let (target, json) = (&plan.target, serde_json::to_value(&plan).unwrap());
         for crate::spec::Key(table, key, _, default, _) in crate::spec::KEYS {
             let found = match (*table, *key) {
-                ("models", _) | (_, "kind" | "prompt_tokens" | "output_tokens" | "batch") => continue,
+                ("models" | "slo", _) | (_, "kind" | "prompt_tokens" | "output_tokens" | "batch") => continue,
                 ("run", key) => json[key].clone(),
                 ("mock", key) => json["target"]["mock"][key].clone(),
                 (_, key @ ("temperature" | "top_k" | "top_p")) => json["target"]["sampling"][key].clone(),

@@ -19,4 +19,6 @@ pub struct ModelFacts {
     pub kv_bytes_per_token: u64,
     pub activation_dtype: String,
     pub expert_dtype: String,
+    /// Instruction set of the kernels, `avx512`.
+    pub kernels: String,
 }

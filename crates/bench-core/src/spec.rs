@@ -100,6 +100,14 @@ table! {
     }
 }
 table! {
+    /// `[slo]`: what a request must meet to count as good
+    SloTable {
+        ttft_ms: f64,
+        tpot_ms: f64,
+        e2el_ms: f64,
+    }
+}
+table! {
     /// `[mock]`: the script of the mock target
     MockTable {
         ttft_us: u64,
@@ -131,6 +139,8 @@ pub struct RunSpec {
     pub models: Vec<ModelTable>,
     #[serde(default)]
     pub workload: WorkloadTable,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slo: Option<SloTable>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mock: Option<MockTable>,
 }
@@ -244,6 +254,15 @@ pub const KEYS: &[Key] = &[
         "-",
         "Sample from the smallest set of tokens with this much probability.",
     ),
+    Key(
+        "slo",
+        "ttft_ms",
+        "float",
+        "-",
+        "Largest `ttft_ms` of a good request; `goodput_req_s` counts those that meet every limit.",
+    ),
+    Key("slo", "tpot_ms", "float", "-", "Largest `tpot_ms` of a good request."),
+    Key("slo", "e2el_ms", "float", "-", "Largest `e2el_ms` of a good request."),
     Key("mock", "ttft_us", "integer", "50000", "Scripted time to first token, microseconds."),
     Key("mock", "gap_us", "integer", "10000", "Scripted gap between chunks, microseconds."),
     Key("mock", "tokens_per_chunk", "integer", "1", "Tokens that arrive together."),
@@ -314,11 +333,12 @@ mod tests {
             }
             let value = match (*default, *ty) {
                 ("-", "string") => "\"a\"",
+                ("-", "float") => "1.0",
                 ("-", _) => "1",
                 (default, _) => default,
             };
             let _ = writeln!(text, "{key} = {value}");
         }
-        text.replace("top_p = 1\n", "top_p = 1.0\n")
+        text
     }
 }

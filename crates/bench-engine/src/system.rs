@@ -1,9 +1,11 @@
-//! What the machine still has: memory that a process may take, and free space of a disk.
+//! What the machine still has: memory that a process may take, free space of a disk, kernels for its CPU.
 //!
 //! Read from the kernel each time; nothing is cached or estimated.
 
 use std::fs;
 use std::path::Path;
+
+use crate::Error;
 
 /// Bytes of memory that this process may still take: what the kernel counts as available, bounded by the limits
 /// of the control groups (versions 1 and 2) that it is in. `None` where the system does not tell.
@@ -70,9 +72,21 @@ pub fn free_disk(path: &Path) -> Option<u64> {
     stat.f_bavail.checked_mul(stat.f_frsize)
 }
 
-/// Name of the kernels that were picked for this CPU.
+/// Instruction set of the kernels: the fastest that this CPU has, or the one that `OSSBENCH_CPU` names.
 pub fn kernel_variant() -> &'static str {
     bench_kernels::Variant::active().name()
+}
+
+/// Whether this CPU runs what `OSSBENCH_CPU` names; the kernels themselves would silently take the fastest.
+///
+/// # Errors
+/// [`Error::InvalidModel`] with the names that it does run.
+pub fn check_kernel_variant() -> Result<(), Error> {
+    let wrong = |e: bench_kernels::Error| Error::InvalidModel {
+        what: "environment variable OSSBENCH_CPU".to_owned(),
+        problem: e.to_string(),
+    };
+    bench_kernels::Variant::requested().map(|_| ()).map_err(wrong)
 }
 
 /// Bounds the compute threads of this process. Only the first call has an effect, and only before anything ran.

@@ -5,7 +5,7 @@
 use crate::life::{self, Life};
 use crate::{Result, window};
 use bench_core::metric::{Metric, Scope};
-use bench_core::plan::Cell;
+use bench_core::plan::{Cell, Plan};
 use bench_core::sample::Sample;
 use bench_core::trace::{Timeline, TrialTrace};
 use bench_core::unit::Nanos;
@@ -24,11 +24,11 @@ const OPTIONAL: &[Metric] = &[
 
 /// All samples of `cell`: per request (or gap) of `trials` in their order, then one per figure of the whole
 /// cell. `target` is the key of the target: some metrics exist in-process only, some over a network only.
-pub fn samples(cell: &Cell, trials: &[TrialTrace], target: &str) -> Result<Vec<Sample>> {
-    Ok(of_lives(cell, &life::read(cell, trials)?, target))
+pub fn samples(plan: &Plan, cell: &Cell, trials: &[TrialTrace], target: &str) -> Result<Vec<Sample>> {
+    Ok(of_lives(plan, cell, &life::read(cell, trials)?, target))
 }
 
-pub(crate) fn of_lives(cell: &Cell, trials: &[Vec<Life>], target: &str) -> Vec<Sample> {
+pub(crate) fn of_lives(plan: &Plan, cell: &Cell, trials: &[Vec<Life>], target: &str) -> Vec<Sample> {
     let mut samples = Vec::new();
     for &metric in Metric::ALL {
         let before = samples.len();
@@ -47,15 +47,17 @@ pub(crate) fn of_lives(cell: &Cell, trials: &[Vec<Life>], target: &str) -> Vec<S
             samples.truncate(before);
         }
     }
-    samples.extend(window::figures(cell, trials).into_iter().map(|(metric, value)| Sample {
-        metric,
-        request: 0,
-        value,
-    }));
+    samples.extend(
+        window::figures(cell, plan.slo.as_ref(), trials).into_iter().map(|(metric, value)| Sample {
+            metric,
+            request: 0,
+            value,
+        }),
+    );
     samples
 }
 
-fn of_request(metric: Metric, life: &Life, target: &str) -> Option<f64> {
+pub(crate) fn of_request(metric: Metric, life: &Life, target: &str) -> Option<f64> {
     // The generator's own lateness is known of failed requests too.
     if metric == Metric::ScheduleLag {
         return ms(life.sent?, life.timeline.intended);

@@ -22,7 +22,7 @@ pub fn study_rows(plan: &Plan, trials: &[TrialTrace], target: &str) -> Result<Ve
     for cell in &plan.cells {
         let own: Vec<_> = trials.iter().filter(|t| t.cell == cell.id).cloned().collect();
         if !own.is_empty() {
-            rows.push(row(plan, cell, &samples(cell, &own, target)?)?);
+            rows.push(row(plan, cell, &samples(plan, cell, &own, target)?)?);
         }
     }
     Ok(rows)

@@ -28,7 +28,7 @@ pub fn summarise(
     let lives: Vec<&Life> = trials.iter().flatten().collect();
     let succeeded = lives.iter().filter(|l| l.succeeded()).count() as u64;
     let mut by_metric = BTreeMap::<Metric, Vec<Sample>>::new();
-    for sample in sample::of_lives(cell, &trials, target) {
+    for sample in sample::of_lives(plan, cell, &trials, target) {
         by_metric.entry(sample.metric).or_default().push(sample);
     }
     let mut estimates = Vec::new();

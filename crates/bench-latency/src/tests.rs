@@ -3,7 +3,7 @@
 use crate::{SCHEDULE_LAG_LIMIT_MS, samples, study_rows, summarise};
 use bench_core::event::{Channel, CountSource, Event, EventKind, FailureKind, FinishReason};
 use bench_core::metric::Metric;
-use bench_core::plan::{Cell, Plan};
+use bench_core::plan::{Cell, Plan, Slo};
 use bench_core::sample::{Stat, Summary};
 use bench_core::spec::RunSpec;
 use bench_core::trace::{RequestTrace, TrialTrace};
@@ -74,10 +74,16 @@ fn plan(repeats: u32, batch: u32) -> Plan {
 }
 
 fn values(metric: &str, script: &str, target: &str) -> Vec<Option<f64>> {
-    let cell = plan(1, 1).cells[0].clone();
-    let trials = [trial(&cell, vec![request(0, 0, script)])];
+    let plan = plan(1, 1);
+    let cell = &plan.cells[0];
+    let trials = [trial(cell, vec![request(0, 0, script)])];
     let metric = Metric::from_key(metric).unwrap();
-    samples(&cell, &trials, target).unwrap().iter().filter(|s| s.metric == metric).map(|s| s.value).collect()
+    samples(&plan, cell, &trials, target)
+        .unwrap()
+        .iter()
+        .filter(|s| s.metric == metric)
+        .map(|s| s.value)
+        .collect()
 }
 
 /// Times in ns: exact after rounding to the nanosecond.
@@ -220,6 +226,26 @@ fn failures_are_counted_by_kind() {
     assert!(s.verdict.is_valid(), "{:?}", s.verdict);
 }
 
+#[test]
+fn goodput_counts_requests_that_keep_every_limit() {
+    let mut plan = plan(5, 1);
+    plan.slo = Some(Slo { ttft_ms: Some(2.0), tpot_ms: Some(1.0), e2el_ms: None });
+    let requests = [
+        "i@0 s@0 t1@1000000 d@1000000",
+        // At both limits.
+        "i@1000000 s@1000000 t1@3000000 t3@6000000 d@6000000",
+        "i@6000000 s@6000000 t1@8000001 t3@9000000 d@9000000",
+        "i@9000000 s@9000000 t1@9100000 t3@12100001 d@12100001",
+        "i@12100001 s@12100001 t1@12200000 x@20000000",
+    ];
+    let requests = requests.iter().enumerate().map(|(i, script)| request(i as u32, 0, script)).collect();
+    let trials = [trial(&plan.cells[0], requests)];
+    let of = |plan: &Plan| summarise(plan, &plan.cells[0], &trials, false, "mock").unwrap();
+    assert_eq!(estimate(&of(&plan), Metric::Goodput, Stat::Value), Some(2.0 * 1e9 / 2e7));
+    plan.slo = None;
+    assert!(of(&plan).estimates.iter().all(|e| e.metric != Metric::Goodput));
+}
+
 fn check_verdict(repeats: u32, script: &str, expected: &str) {
     assert_eq!(summary(repeats, 1, &[(0, 0, script)]).verdict.reason_text(), expected, "{script}");
 }
@@ -246,7 +272,7 @@ fn traces_that_do_not_belong_together_are_refused() {
     let plan = plan(1, 1);
     let cell = &plan.cells[0];
     let good = || request(0, 0, "i@0 s@0 t4@1 d@3");
-    let refuse = |trial: TrialTrace| samples(cell, &[trial], "mock").unwrap_err().to_string();
+    let refuse = |trial: TrialTrace| samples(&plan, cell, &[trial], "mock").unwrap_err().to_string();
     assert!(refuse(trial(cell, vec![good(), good()])).contains("twice"));
     let other = Cell { id: "other".to_owned(), ..cell.clone() };
     assert!(refuse(trial(&other, vec![good()])).contains("belongs to cell other"));

@@ -3,8 +3,9 @@
 //! Closed loop: `batch` requests run together, so full concurrency is `batch`. Rounds are windows of their own.
 
 use crate::life::Life;
+use crate::sample;
 use bench_core::metric::Metric;
-use bench_core::plan::Cell;
+use bench_core::plan::{Cell, Slo};
 use bench_core::unit::Nanos;
 
 /// How many requests were in flight when, within one round.
@@ -62,10 +63,10 @@ impl Flight {
     }
 }
 
-/// Every figure of the cell; `None` where it does not exist.
-pub(crate) fn figures(cell: &Cell, trials: &[Vec<Life>]) -> Vec<(Metric, Option<f64>)> {
+/// Every figure of the cell; `None` where it does not exist. Goodput is there only where there are limits.
+pub(crate) fn figures(cell: &Cell, slo: Option<&Slo>, trials: &[Vec<Life>]) -> Vec<(Metric, Option<f64>)> {
     let (mut steady, mut whole) = (0, 0);
-    let (mut tokens, mut requests) = (0.0, 0);
+    let (mut tokens, mut requests, mut good) = (0.0, 0, 0);
     let (mut sum, mut busy, mut peak) = (0.0, 0.0, 0);
     for lives in trials {
         let flight = Flight::of(lives);
@@ -77,14 +78,16 @@ pub(crate) fn figures(cell: &Cell, trials: &[Vec<Life>]) -> Vec<(Metric, Option<
             steady += end.0 - begin.0;
             for life in lives.iter().filter(|l| l.succeeded()) {
                 tokens += tokens_within(life, begin, end);
-                requests += u64::from(begin < life.ended && life.ended <= end);
+                let ended_inside = begin < life.ended && life.ended <= end;
+                requests += u64::from(ended_inside);
+                good += u64::from(ended_inside && slo.is_some_and(|slo| meets(slo, life)));
             }
         }
     }
     let started = trials.iter().flatten().count();
     let succeeded = trials.iter().flatten().filter(|l| l.succeeded()).count();
     let per_second = |count: f64| (steady > 0).then(|| count * 1e9 / steady as f64);
-    vec![
+    let mut figures = vec![
         (Metric::SystemTokenRate, per_second(tokens)),
         (Metric::SystemRequestRate, per_second(requests as f64)),
         (Metric::SteadyWindow, (steady > 0).then(|| Nanos(steady).as_ms())),
@@ -92,7 +95,20 @@ pub(crate) fn figures(cell: &Cell, trials: &[Vec<Life>]) -> Vec<(Metric, Option<
         (Metric::PeakConcurrency, (started > 0).then(|| f64::from(peak))),
         (Metric::MeanConcurrency, (busy > 0.0).then(|| sum / busy)),
         (Metric::SuccessRate, (started > 0).then(|| succeeded as f64 / started as f64)),
-    ]
+    ];
+    if slo.is_some() {
+        figures.push((Metric::Goodput, per_second(good as f64)));
+    }
+    figures
+}
+
+/// Whether `life` keeps every limit that is set. A single token has no time per output token to exceed.
+fn meets(slo: &Slo, life: &Life) -> bool {
+    let limits = [(Metric::Ttft, slo.ttft_ms), (Metric::Tpot, slo.tpot_ms), (Metric::E2el, slo.e2el_ms)];
+    limits.iter().all(|(metric, limit)| match (sample::of_request(*metric, life, ""), limit) {
+        (Some(value), Some(limit)) => value <= *limit,
+        _ => true,
+    })
 }
 
 /// Output tokens of `life` in (begin, end]. Where the target counted other than was seen, its count is spread

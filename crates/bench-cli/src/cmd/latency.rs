@@ -48,6 +48,7 @@ fn spec(args: &LatencyArgs) -> RunSpec {
             top_p: args.sampling.top_p,
             ..WorkloadTable::default()
         },
+        slo: None,
         mock: None,
     }
 }

@@ -21,7 +21,7 @@ pub(crate) struct Study {
 }
 
 pub(crate) fn run(study: &Study, io: &mut Io<'_>) -> Result<(), CliError> {
-    refuse_debug_build(study.common.allow_debug)?;
+    refuse_debug_build(provenance::build().debug, study.common.allow_debug)?;
     let mut folder = open_folder(study)?;
     writeln!(io.err, "results go to {}", folder.path().display())?;
     let outcome = measure(study, &mut folder, io)?;
@@ -30,8 +30,8 @@ pub(crate) fn run(study: &Study, io: &mut Io<'_>) -> Result<(), CliError> {
     conclude(study, &run_id, &outcome, io)
 }
 
-fn refuse_debug_build(allowed: bool) -> Result<(), CliError> {
-    if provenance::build().debug && !allowed {
+fn refuse_debug_build(debug: bool, allowed: bool) -> Result<(), CliError> {
+    if debug && !allowed {
         return Err(CliError::Gate(
             "this is a debug build, its figures mean nothing: build with --release, or pass --allow-debug and \
              have every row marked INVALID"
@@ -112,4 +112,17 @@ fn conclude(study: &Study, run_id: &str, outcome: &RunOutcome, io: &mut Io<'_>) 
         return Err(CliError::Gate("a cell is INVALID, see the verdict_reason column".to_owned()));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_debug_build_measures_only_when_told_to() {
+        let error = refuse_debug_build(true, false).unwrap_err();
+        assert_eq!(error.exit_code(), 3);
+        assert!(error.to_string().contains("--release") && error.to_string().contains("--allow-debug"));
+        assert!(refuse_debug_build(true, true).is_ok() && refuse_debug_build(false, false).is_ok());
+    }
 }

@@ -130,6 +130,7 @@ fn facts(model: &Model, options: &LoadOptions) -> ModelFacts {
         kv_bytes_per_token: layout::kv_bytes(config, 1, options.activation_dtype.size(), false),
         activation_dtype: options.activation_dtype.name().to_owned(),
         expert_dtype: experts.to_owned(),
+        kernels: system::kernel_variant().to_owned(),
     }
 }
 
