@@ -74,7 +74,7 @@ fn bar(what: &str, unit: &str) -> ProgressBar {
 pub(crate) struct RunProgress<'a> {
     err: &'a mut dyn Write,
     bar: Option<ProgressBar>,
-    last_line: Option<Instant>,
+    last_line: Instant,
 }
 
 impl<'a> RunProgress<'a> {
@@ -86,7 +86,7 @@ impl<'a> RunProgress<'a> {
             }
             bar
         });
-        Self { err, bar, last_line: None }
+        Self { err, bar, last_line: Instant::now() }
     }
 
     pub(crate) fn finish(self) {
@@ -102,13 +102,20 @@ impl<'a> RunProgress<'a> {
         }
     }
 
-    fn line(&mut self, progress: &Progress, cell: &Cell, force: bool) {
-        if !force && self.last_line.is_some_and(|at| at.elapsed() < LINE_INTERVAL) {
-            return;
+    fn line(&mut self, progress: &Progress, cell: &Cell) {
+        if self.is_due() {
+            let text = describe(progress, cell);
+            self.say(&text);
         }
-        self.last_line = Some(Instant::now());
-        let text = describe(progress, cell);
-        self.say(&text);
+    }
+
+    /// Whether the next line may come; if so, the time until the one after begins.
+    fn is_due(&mut self) -> bool {
+        let due = self.last_line.elapsed() >= LINE_INTERVAL;
+        if due {
+            self.last_line = Instant::now();
+        }
+        due
     }
 }
 
@@ -132,8 +139,11 @@ impl Observer for RunProgress<'_> {
     }
 
     fn model_loading(&mut self, model: &str, fraction: f64) {
+        let text = format!("loading {model} {:.0} %", fraction * 100.0);
         if let Some(bar) = &self.bar {
-            bar.set_message(format!("loading {model} {:.0} %", fraction * 100.0));
+            bar.set_message(text);
+        } else if self.is_due() {
+            self.say(&text);
         }
     }
 
@@ -143,7 +153,7 @@ impl Observer for RunProgress<'_> {
 
     fn trial_started(&mut self, progress: &Progress, _trial: &Trial, cell: &Cell) {
         if self.bar.is_none() {
-            self.line(progress, cell, progress.trials_done == 0);
+            self.line(progress, cell);
         }
     }
 
@@ -154,7 +164,7 @@ impl Observer for RunProgress<'_> {
                 bar.set_position(progress.tokens_done);
                 bar.set_message(describe(progress, cell));
             }
-            None => self.line(progress, cell, false),
+            None => self.line(progress, cell),
         }
     }
 }
