@@ -11,6 +11,7 @@ mod hostile;
 mod hub;
 mod latency;
 mod presets;
+mod real_layout;
 mod report;
 mod resume;
 mod runner;
