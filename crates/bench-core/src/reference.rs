@@ -58,7 +58,8 @@ Quantiles are type 7 on raw samples, from a histogram with three significant dig
 than 100,000 samples. A quantile p is empty unless n >= 1 / (1 - p): p50 from 2, p90 from 10, p95 from 20, p99 from \
 100, p99.9 from 1,000 samples. Intervals are 95 %. Quantiles of independent requests: binomial order statistics at \
 the fractional rank that gives 95 %; an end that n cannot bound is empty, and the other one is then a one-sided bound. \
-Means of independent requests: a studentized bootstrap from 10 requests on, Student's t below. Pooled gaps, and \
+Means of independent requests: a studentized bootstrap from 10 requests on, Student's t below (which holds \
+for symmetric laws, and covers 88 % instead of 95 % of an exponential at 5). Pooled gaps, and \
 everything in batches, whose requests share their instants: a studentized bootstrap over whole requests or batches, \
 empty below 12 of them or where they are worth fewer samples than the quantile needs. Success rate: Wilson. \
 `bounded` says whether n reaches MLPerf's minimum for that quantile (p50 11, p90 64, p95 130, p99 662, p99.9 6,636).

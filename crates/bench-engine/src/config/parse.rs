@@ -221,7 +221,7 @@ fn rope_scaling(fields: &Fields) -> Result<RopeScaling, Error> {
         "yarn" => {
             for key in ["attention_factor", "mscale", "mscale_all_dim"] {
                 if fields.get(key).is_some() {
-                    return Err(fields.error(format!("yarn with \"{key}\" is not implemented")));
+                    return Err(fields.error(format!("yarn with \"{key}\" is not supported")));
                 }
             }
             Ok(RopeScaling::Yarn {
