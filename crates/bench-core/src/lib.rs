@@ -5,9 +5,12 @@
 //! but for the one monotonic clock that it defines.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod client;
 pub mod clock;
 pub mod event;
+pub mod load;
 pub mod metric;
+mod packed;
 pub mod plan;
 pub mod provenance;
 pub mod reference;
@@ -22,7 +25,7 @@ pub mod unit;
 pub mod verdict;
 
 /// Version of every stored format: raw traces, plan, rows. It grows when a column or a definition changes.
-pub const SCHEMA_VERSION: u32 = 1;
+pub const SCHEMA_VERSION: u32 = 2;
 
 /// What can be wrong with a spec, a plan or a stored trace.
 #[derive(Debug, thiserror::Error)]

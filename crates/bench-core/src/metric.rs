@@ -74,9 +74,10 @@ metrics! {
     Ttfb "ttfb_ms" "ms" Lower Request "Time to first byte"
         "first byte of the response - sent; missing in-process";
     Tpot "tpot_ms" "ms" Lower Request "Time per output token"
-        "(token[last] - token[0]) / (n - 1); missing when n < 2";
+        "(token[last] - token[0]) / (n - 1); missing when n < 2 or all came in one chunk";
     Itl "itl_ms" "ms" Lower Gap "Inter-token latency"
-        "gaps between token arrivals, one sample per gap; a chunk of k tokens gives k samples of gap / k";
+        "gaps between token arrivals, one sample per gap; a chunk of k tokens gives k samples of gap / k; missing for a \
+         request whose tokens per chunk are not known: counted tokens exceed those seen by more than 10 % and by more than 16";
     Icl "icl_ms" "ms" Lower Gap "Inter-chunk latency"
         "gaps between chunks that carry tokens, as they came";
     E2el "e2el_ms" "ms" Lower Request "End-to-end latency"
@@ -95,6 +96,20 @@ metrics! {
         "prompt tokens as counted by the target";
     OutputTokens "output_tokens_actual" "1" Neutral Request "Output tokens"
         "output tokens as counted by the target";
+    CachedPromptTokens "cached_prompt_tokens" "1" Neutral Request "Cached prompt tokens"
+        "prompt tokens that the server took from a prefix cache, where it says so";
+    TokensPerChunk "tokens_per_chunk" "1" Neutral Request "Tokens per chunk"
+        "output tokens of a request / its chunks that carry tokens; not in-process";
+    TokenCountDifference "token_count_difference" "1" Neutral Request "Token count difference"
+        "output tokens as counted by the server - tokens seen to arrive; control tokens have no text; not in-process";
+    ServerTtft "server_ttft_ms" "ms" Lower Request "Server's time to first token"
+        "arrival to first token on the server's own clock, where it says so";
+    ServerQueue "server_queue_ms" "ms" Lower Request "Server's queue time"
+        "time in the server's queue on its own clock, where it says so";
+    ServerDecode "server_decode_ms" "ms" Lower Request "Server's decode time"
+        "first token to last on the server's own clock, where it says so";
+    ResidualTtft "residual_ttft_ms" "ms" Lower Request "Residual time to first token"
+        "ttft_ms - server_ttft_ms of one request: network, client, and what the server leaves out";
     SystemTokenRate "system_tok_s" "tok/s" Higher Cell "System token rate"
         "output tokens of successful requests that arrived inside the steady window / its length";
     SystemRequestRate "system_req_s" "req/s" Higher Cell "System request rate"
@@ -103,9 +118,14 @@ metrics! {
         "successful requests that ended inside the steady window and met every limit of `[slo]` / its length; without \
          `[slo]` there are no rows";
     SteadyWindow "steady_window_ms" "ms" Neutral Cell "Steady window"
-        "from the first moment at full concurrency to the last, summed over rounds";
+        "batches and closed loop: from the first moment at full concurrency to the last (of conversations, where there \
+         are turns); open loop: from the first moment of the schedule at which as many are in flight as on average \
+         over it, to its last intended start; a ramp: the whole schedule; all at once: the whole run; summed over rounds";
     SteadyWindowShare "steady_window_share" "1" Neutral Cell "Steady window share"
         "steady window / time from the first request sent to the last one ended, summed over rounds; the rest is ramp up and drain, left out of system rates";
+    InFlightGrowth "in_flight_growth" "1" Neutral Cell "Growth of requests in flight"
+        "open loop: mean number of requests intended and not ended in the last quarter of the schedule / in its second \
+         quarter - 1, over all rounds; near 0 when the server keeps up, 1.33 when what it cannot serve piles up";
     PeakConcurrency "peak_concurrency" "1" Neutral Cell "Peak concurrency"
         "largest number of requests in flight";
     MeanConcurrency "mean_concurrency" "1" Neutral Cell "Mean concurrency"
@@ -116,6 +136,30 @@ metrics! {
         "requests that failed, counted by kind in the stat column; no row where none did";
     KvBytes "kv_allocated_bytes" "B" Lower Request "KV cache allocated"
         "bytes allocated for keys and values at the end of the request, as the engine reports them";
+    EventsPerRead "events_per_read" "1" Neutral Cell "Events per read"
+        "events of the stream / reads of a socket that returned bytes";
+    ClientCpuShare "client_cpu_share" "1" Lower Cell "Client CPU share"
+        "processor time of the client's busiest thread / duration, in the worst round";
+    ClientStall "client_stall_ms" "ms" Lower Cell "Longest client stall"
+        "longest time in which an event loop of the client did not come round";
+    ServerRunning "server_running_mean" "1" Neutral Cell "Requests running on the server"
+        "mean over the readings of the server's metrics";
+    ServerWaiting "server_waiting_max" "1" Lower Cell "Most requests waiting on the server"
+        "largest reading of the server's metrics";
+    ServerKvUsage "server_kv_usage_max" "1" Neutral Cell "Highest KV cache usage of the server"
+        "largest reading of the server's metrics, 1 is full";
+    ServerPrefixHitRate "server_prefix_hit_rate" "1" Neutral Cell "Prefix cache hit rate of the server"
+        "growth of the server's count of hits / growth of its count of queries";
+    ServerTtftMean "server_ttft_mean_ms" "ms" Lower Cell "Server's mean time to first token"
+        "growth of the server's sum of times to first token / growth of their count, between first and last reading";
+    ServerQueueMean "server_queue_mean_ms" "ms" Lower Cell "Server's mean queue time"
+        "growth of the server's sum of queue times / growth of their count, between first and last reading";
+    ServerItlMean "server_itl_mean_ms" "ms" Lower Cell "Server's mean inter-token latency"
+        "growth of the server's sum of inter-token latencies / growth of their count, between first and last reading";
+    ServerGenerationRate "server_generation_tok_s" "tok/s" Higher Cell "Server's generation rate"
+        "growth of the server's count of generated tokens / time between first and last reading";
+    ServerPreemptions "server_preemptions" "1" Lower Cell "Preemptions on the server"
+        "growth of the server's count between first and last reading";
 }
 
 impl Metric {

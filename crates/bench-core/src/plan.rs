@@ -2,6 +2,7 @@
 //!
 //! `ossbench plan` prints it, the results folder stores it, and `--resume` refuses another one.
 
+use crate::load::Load;
 use crate::spec::{ActivationDtype, Chat, ExpertDtype, ModelTable, RunSpec, TargetKind};
 use crate::{Error, SCHEMA_VERSION};
 use rand::SeedableRng;
@@ -9,6 +10,10 @@ use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+
+mod server;
+
+pub use server::{PromptPlan, ServerPlan, TracePlan, is_secret_name};
 
 /// How the next token is chosen.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -26,6 +31,10 @@ pub struct ModelPlan {
     pub label: String,
     pub id: String,
     pub layers: Option<u32>,
+    /// The model's own server, before `ServerPlan::base_url`.
+    pub base_url: Option<String>,
+    /// Where the tokenizer of a served model is.
+    pub tokenizer: Option<String>,
 }
 
 /// The target with every setting.
@@ -61,14 +70,28 @@ pub struct Slo {
 }
 
 /// One point of the grid.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Cell {
-    /// Readable and unique: `gpt-oss-nano_p128_n32_b1`; a folder name.
+    /// Readable and unique: `gpt-oss-nano_p128_n32_b1`, `.._c64` in a closed loop; a folder name.
     pub id: String,
     pub model: String,
+    /// The mean where lengths differ from request to request.
     pub prompt_tokens: u32,
     pub output_tokens: u32,
+    /// Requests that run together in-process; 1 with a server.
     pub batch: u32,
+    pub load: Load,
+    /// Repeats over all rounds: batches in-process, requests (or conversations) with a server.
+    pub repeats: u32,
+    /// Requests of one repeat: the batch in-process, the turns of a conversation with a server.
+    pub requests_per_repeat: u32,
+}
+
+impl Cell {
+    /// Measured requests over all rounds.
+    pub fn requests(&self) -> u32 {
+        self.repeats.saturating_mul(self.requests_per_repeat)
+    }
 }
 
 /// Repeats `first_repeat .. first_repeat + repeats` of one cell, run without a break after their warm-up.
@@ -92,6 +115,8 @@ pub struct Plan {
     pub rounds: u32,
     pub warmup: u32,
     pub target: TargetPlan,
+    /// `None` unless the target is a server.
+    pub server: Option<ServerPlan>,
     /// `None`: no goodput.
     pub slo: Option<Slo>,
     pub models: Vec<ModelPlan>,
@@ -121,13 +146,16 @@ impl RunSpec {
     pub fn resolve(&self) -> Result<Plan, Error> {
         let run = &self.run;
         let repeats = at_least_one("run.repeats", run.repeats.unwrap_or(20))?;
-        let rounds = at_least_one("run.rounds", run.rounds.unwrap_or(2.min(repeats)))?;
+        let target = self.resolve_target()?;
+        let usual = if target.kind == TargetKind::Http { 1 } else { 2 };
+        let rounds = at_least_one("run.rounds", run.rounds.unwrap_or(usual.min(repeats)))?;
         if rounds > repeats {
             return Err(value("run.rounds", rounds, format!("at most run.repeats, which is {repeats}")));
         }
         let seed = run.seed.unwrap_or(42);
         let models = resolve_models(&self.models)?;
-        let cells = self.expand(&models)?;
+        let loads = server::loads(self, target.kind, repeats)?;
+        let cells = self.expand(&models, &loads)?;
         Ok(Plan {
             schema_version: SCHEMA_VERSION,
             name: resolve_name(run.name.as_deref())?,
@@ -135,9 +163,10 @@ impl RunSpec {
             repeats,
             rounds,
             warmup: run.warmup.unwrap_or(2),
-            target: self.resolve_target()?,
+            server: server::resolve(self, target.kind)?,
+            target,
             slo: self.resolve_slo()?,
-            trials: order(&models, &cells, seed, repeats, rounds),
+            trials: order(&models, &cells, seed, rounds),
             models,
             cells,
         })
@@ -209,8 +238,13 @@ impl RunSpec {
         Ok(Sampling { temperature, top_k: w.top_k, top_p: w.top_p })
     }
 
-    fn expand(&self, models: &[ModelPlan]) -> Result<Vec<Cell>, Error> {
+    fn expand(&self, models: &[ModelPlan], loads: &[(Load, u32)]) -> Result<Vec<Cell>, Error> {
         let w = &self.workload;
+        let turns = w.turns.unwrap_or(1);
+        if w.batch.is_some() && loads.iter().any(|(load, _)| *load != Load::Batch) {
+            let expected = "only in-process; with a server use load.concurrency".to_owned();
+            return Err(value("workload.batch", "..", expected));
+        }
         let prompts = axis("workload.prompt_tokens", w.prompt_tokens.as_deref(), &[128])?;
         let outputs = axis("workload.output_tokens", w.output_tokens.as_deref(), &[32])?;
         let batches = axis("workload.batch", w.batch.as_deref(), &[1])?;
@@ -219,14 +253,22 @@ impl RunSpec {
             for &prompt_tokens in &prompts {
                 for &output_tokens in &outputs {
                     for &batch in &batches {
-                        let label = &model.label;
-                        cells.push(Cell {
-                            id: format!("{label}_p{prompt_tokens}_n{output_tokens}_b{batch}"),
-                            model: label.clone(),
-                            prompt_tokens,
-                            output_tokens,
-                            batch,
-                        });
+                        cells.extend(loads.iter().map(|(load, number)| {
+                            let label = &model.label;
+                            let end = load.suffix(batch);
+                            let per_repeat = if *load == Load::Batch { batch } else { turns };
+                            let repeats = if *load == Load::Batch { *number } else { number / turns };
+                            Cell {
+                                id: format!("{label}_p{prompt_tokens}_n{output_tokens}_{end}"),
+                                model: label.clone(),
+                                prompt_tokens,
+                                output_tokens,
+                                batch,
+                                load: load.clone(),
+                                repeats,
+                                requests_per_repeat: per_repeat,
+                            }
+                        }));
                     }
                 }
             }
@@ -253,18 +295,18 @@ impl Plan {
 
 /// Rounds one after another; within a round models in random order and each model's cells in random order,
 /// so that a model is loaded once per round at most.
-fn order(models: &[ModelPlan], cells: &[Cell], seed: u64, repeats: u32, rounds: u32) -> Vec<Trial> {
+fn order(models: &[ModelPlan], cells: &[Cell], seed: u64, rounds: u32) -> Vec<Trial> {
     let mut rng = ChaCha8Rng::seed_from_u64(derive_seed(seed, "order"));
     let mut trials = Vec::with_capacity(cells.len() * rounds as usize);
     for round in 0..rounds {
-        let first_repeat = share(repeats, rounds, round);
-        let count = share(repeats, rounds, round + 1) - first_repeat;
         let mut models: Vec<_> = models.iter().collect();
         models.shuffle(&mut rng);
         for model in models {
             let mut own: Vec<_> = cells.iter().filter(|c| c.model == model.label).collect();
             own.shuffle(&mut rng);
             for cell in own {
+                let first_repeat = share(cell.repeats, rounds, round);
+                let count = share(cell.repeats, rounds, round + 1) - first_repeat;
                 let index = trials.len() as u32;
                 trials.push(Trial { index, cell: cell.id.clone(), round, first_repeat, repeats: count });
             }
@@ -296,7 +338,13 @@ fn resolve_models(models: &[ModelTable]) -> Result<Vec<ModelPlan>, Error> {
         if let Some(layers) = model.layers {
             at_least_one("models.layers", layers)?;
         }
-        plans.push(ModelPlan { label, id: model.id.clone(), layers: model.layers });
+        plans.push(ModelPlan {
+            label,
+            id: model.id.clone(),
+            layers: model.layers,
+            base_url: model.base_url.clone(),
+            tokenizer: model.tokenizer.clone(),
+        });
     }
     Ok(plans)
 }
@@ -414,23 +462,105 @@ mod tests {
         }
     }
 
+    fn served(rest: &str) -> Result<Plan, Error> {
+        plan(&format!(
+            "[[models]]\nid = \"a\"\n[target]\nkind = \"http\"\n[server]\nbase_url = \"http://h:1\"\n{rest}"
+        ))
+    }
+
+    #[test]
+    fn a_load_makes_one_cell_for_each_level() {
+        let cells = |rest: &str| {
+            let plan = served(rest).unwrap();
+            let of = |c: &Cell| format!("{} {} {}", c.id, c.load.key(), c.requests());
+            plan.cells.iter().map(of).collect::<Vec<_>>()
+        };
+        for (rest, expected) in [
+            ("", vec!["a_p128_n32_c1 closed 20"]),
+            ("[load]\nconcurrency = [1, 64]", vec!["a_p128_n32_c1 closed 20", "a_p128_n32_c64 closed 1280"]),
+            ("[load]\nconcurrency = [8]\nrequests = 50", vec!["a_p128_n32_c8 closed 50"]),
+            (
+                "[load]\narrival = \"poisson\"\nrate = [2.5]\nduration_s = 4.0",
+                vec!["a_p128_n32_r2.5 poisson 10"],
+            ),
+            (
+                "[load]\narrival = \"gamma\"\nrate = [2.0]\nburstiness = 0.5\nmax_concurrency = 9",
+                vec!["a_p128_n32_r2 gamma(0.5) 40"],
+            ),
+            (
+                "[load]\narrival = \"ramp\"\nrate = [1.0]\nramp_to = 9.0\nrequests = 7",
+                vec!["a_p128_n32_r1to9 ramp(1..9) 7"],
+            ),
+            ("[load]\narrival = \"burst\"", vec!["a_p128_n32_burst burst 20"]),
+            (
+                "[load]\nconcurrency = [2]\nrequests = 10\n[workload]\nturns = 4",
+                vec!["a_p128_n32_c2 closed 12"],
+            ),
+        ] {
+            assert_eq!(cells(rest), expected, "{rest}");
+        }
+        let plan = served("[load]\nconcurrency = [2]\nrequests = 10\n[workload]\nturns = 4").unwrap();
+        assert_eq!((plan.cells[0].repeats, plan.rounds, plan.trials.len()), (3, 1, 1));
+    }
+
+    #[test]
+    fn what_a_server_cannot_do_is_refused_with_the_key() {
+        for (rest, key) in [
+            ("[load]\nrate = [1.0]", "load.rate"),
+            ("[load]\narrival = \"poisson\"", "load.rate"),
+            ("[load]\narrival = \"poisson\"\nrate = [0.0]", "load.rate"),
+            ("[load]\narrival = \"poisson\"\nrate = [1.0]\nconcurrency = [3]", "load.concurrency"),
+            ("[load]\narrival = \"constant\"\nrate = [1.0]\nburstiness = 2.0", "load.burstiness"),
+            ("[load]\narrival = \"ramp\"\nrate = [1.0]", "load.ramp_to"),
+            ("[load]\narrival = \"replay\"", "load.trace"),
+            ("[load]\nduration_s = 3.0", "load.duration_s"),
+            ("[workload]\nbatch = [2]", "workload.batch"),
+            ("[workload]\ndataset = \"custom\"", "workload.dataset_path"),
+            ("[workload]\nlength_range = 1.0", "workload.length_range"),
+            ("headers = { Authorization = \"Bearer x\" }", "server.headers"),
+            ("connect_timeout_s = 0.0", "server.connect_timeout_s"),
+        ] {
+            let error = served(rest).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("`{key}`")), "{rest}: {error}");
+        }
+        for url in ["http://me:pw@h:1", "https://pw@h/v1"] {
+            let text = format!("[[models]]\nid = \"a\"\nbase_url = \"{url}\"\n[target]\nkind = \"http\"");
+            let error = plan(&text).unwrap_err().to_string();
+            assert!(error.starts_with("`server.base_url`") && !error.contains("pw"), "{error}");
+        }
+        let error = plan("[[models]]\nid = \"a\"\n[target]\nkind = \"http\"").unwrap_err().to_string();
+        assert!(error.starts_with("`server.base_url`"), "{error}");
+        let error = plan("[[models]]\nid = \"a\"\n[load]\nconcurrency = [2]").unwrap_err().to_string();
+        assert!(error.starts_with("`load`") && error.contains("http"), "{error}");
+    }
+
     #[test]
     fn defaults_are_those_of_the_reference() {
         let plan = plan("[[models]]\nid = \"a\"\n[target]\nkind = \"mock\"").unwrap();
-        let (target, json) = (&plan.target, serde_json::to_value(&plan).unwrap());
+        let json = serde_json::to_value(&plan).unwrap();
+        let http = self::plan(
+            "[[models]]\nid = \"a\"\n[target]\nkind = \"http\"\n[server]\nbase_url = \"http://h\"",
+        );
+        let http = serde_json::to_value(http.unwrap()).unwrap();
         for crate::spec::Key(table, key, _, default, _) in crate::spec::KEYS {
             let found = match (*table, *key) {
-                ("models" | "slo", _) | (_, "kind" | "prompt_tokens" | "output_tokens" | "batch") => continue,
+                ("models" | "slo" | "load", _)
+                | (_, "kind" | "prompt_tokens" | "output_tokens" | "batch" | "base_url") => continue,
                 ("run", key) => json[key].clone(),
                 ("mock", key) => json["target"]["mock"][key].clone(),
+                ("server", key) => http["server"][key].clone(),
+                ("workload", key) if http["server"]["prompts"].get(key).is_some() => {
+                    http["server"]["prompts"][key].clone()
+                }
                 (_, key @ ("temperature" | "top_k" | "top_p")) => json["target"]["sampling"][key].clone(),
                 (_, key) => json["target"][key].clone(),
             };
             let expected = if *default == "-" { "null" } else { default };
             assert_eq!(found.to_string(), expected, "{table}.{key}");
         }
-        assert_eq!(target.kind, TargetKind::Mock);
+        assert_eq!(plan.target.kind, TargetKind::Mock);
         let cell = &plan.cells[0];
         assert_eq!((cell.prompt_tokens, cell.output_tokens, cell.batch), (128, 32, 1));
+        assert_eq!((&cell.load, cell.requests()), (&Load::Batch, 20));
     }
 }

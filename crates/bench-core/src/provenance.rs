@@ -2,6 +2,7 @@
 //!
 //! Only the type; the runner gathers the values.
 
+use crate::client::ServerFacts;
 use crate::clock::ClockPrecision;
 use crate::shape::ModelFacts;
 use serde::{Deserialize, Serialize};
@@ -60,6 +61,9 @@ pub struct Provenance {
     pub machine: Machine,
     /// Per model label, filled when the model was loaded.
     pub models: BTreeMap<String, ModelFacts>,
+    /// Per model label, filled when its server was asked.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub servers: BTreeMap<String, ServerFacts>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub resumptions: Vec<Resumption>,
 }

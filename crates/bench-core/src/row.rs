@@ -2,18 +2,31 @@
 
 use crate::SCHEMA_VERSION;
 use crate::plan::Cell;
-use crate::sample::{Estimate, Summary};
+use crate::sample::{Estimate, Summary, TokenSource};
 
 /// Column names and their meaning, in file order.
 pub const COLUMNS: &[(&str, &str)] = &[
     ("run_id", "the run's folder under `raw/`"),
-    ("target", "what was measured: `engine`, `mock`, `null`"),
+    ("target", "what was measured: `engine`, `http`, `mock`, `null`"),
     ("model", "label of the model"),
-    ("prompt_tokens", "prompt tokens asked for, template included"),
-    ("output_tokens", "output tokens asked for"),
-    ("batch", "requests that run together"),
+    ("prompt_tokens", "prompt tokens asked for, template included; the mean where requests differ"),
+    ("output_tokens", "output tokens asked for; the mean where requests differ"),
+    ("batch", "requests that run together in-process; 1 with a server"),
+    (
+        "load",
+        "`batch` in-process; with a server `closed`, `constant`, `poisson`, `gamma(burstiness)`, `ramp(from..to)`, \
+         `exponential_ramp(from..to)`, `burst` or `replay`",
+    ),
+    (
+        "concurrency",
+        "requests in flight of a closed loop, most in flight of an open one; empty if there is no limit",
+    ),
+    (
+        "request_rate",
+        "requests per second of the schedule, the mean of a ramp's ends; empty if there is none",
+    ),
     ("metric", "key of the metric, see below"),
-    ("unit", "unit of `value`, `ci_low` and `ci_high`"),
+    ("unit", "unit of `value`, `ci_low`, `ci_high` and `instrument_error`"),
     (
         "stat",
         "`mean`, `stddev`, `min`, `max`, `p50` ... `value` for one figure of the whole cell; the kind for `failures`",
@@ -21,13 +34,27 @@ pub const COLUMNS: &[(&str, &str)] = &[
     ("value", "the figure; empty where n does not support it"),
     ("ci_low", "lower end of the 95 % interval; empty where n cannot bound it"),
     ("ci_high", "upper end of the 95 % interval; empty where n cannot bound it"),
+    (
+        "instrument_error",
+        "99th percentile of what the client adds to a time of this kind, calibrated at the cell's own load; empty for \
+         what is no time of the client, and where there is no calibration",
+    ),
     ("ci_method", "`order_statistic`, `student_t`, `cluster_bootstrap` or `wilson`"),
     ("n", "samples that went in"),
     ("missing", "samples that should have been there and were not"),
     ("bounded", "for quantiles: n reaches MLPerf's minimum"),
     ("success_rate", "successful requests / requests of the cell"),
+    (
+        "token_source",
+        "who counted the output tokens: `usage`, `token_ids`, `tokenizer`, `chunks` (nobody: what was seen to arrive), \
+         or `mixed`; empty if no request succeeded",
+    ),
     ("verdict", "`VALID` or `INVALID`, for the cell"),
-    ("verdict_reason", "why not"),
+    ("verdict_reason", "why not; for a `VALID` cell what a reader must know, such as `overloaded`"),
+    (
+        "client_verdict",
+        "`client_ok`, or `client_bound` and why; empty in-process and where the client did not watch itself",
+    ),
     ("schema_version", "version of this table"),
 ];
 
@@ -40,19 +67,27 @@ pub struct Row {
     pub prompt_tokens: u32,
     pub output_tokens: u32,
     pub batch: u32,
+    pub load: String,
+    pub concurrency: Option<u32>,
+    pub request_rate: Option<f64>,
     pub metric: &'static str,
     pub unit: &'static str,
     pub stat: String,
     pub value: Option<f64>,
     pub ci_low: Option<f64>,
     pub ci_high: Option<f64>,
+    pub instrument_error: Option<f64>,
     pub ci_method: Option<&'static str>,
     pub n: u64,
     pub missing: u64,
     pub bounded: Option<bool>,
     pub success_rate: Option<f64>,
+    /// Empty if no request succeeded.
+    pub token_source: &'static str,
     pub verdict: &'static str,
     pub verdict_reason: String,
+    /// Empty where there is no client between.
+    pub client_verdict: String,
     pub schema_version: u32,
 }
 
@@ -70,20 +105,26 @@ fn row(run_id: &str, target: &str, cell: &Cell, summary: &Summary, estimate: &Es
         prompt_tokens: cell.prompt_tokens,
         output_tokens: cell.output_tokens,
         batch: cell.batch,
+        load: cell.load.key(),
+        concurrency: cell.load.concurrency(),
+        request_rate: cell.load.rate(),
         metric: def.key,
         unit: def.unit,
         stat: estimate.stat.key(),
         value: estimate.value,
         ci_low: estimate.interval.and_then(|i| i.low),
         ci_high: estimate.interval.and_then(|i| i.high),
+        instrument_error: estimate.instrument_error,
         ci_method: estimate.interval.map(|i| i.method.key()),
         n: estimate.n,
         missing: estimate.missing,
         bounded: estimate.bounded,
         success_rate: (summary.requests > 0)
             .then(|| f64::from(summary.succeeded) / f64::from(summary.requests)),
+        token_source: summary.token_source.map_or("", TokenSource::key),
         verdict: summary.verdict.key(),
         verdict_reason: summary.verdict.reason_text(),
+        client_verdict: summary.client.as_ref().map_or_else(String::new, ToString::to_string),
         schema_version: SCHEMA_VERSION,
     }
 }

@@ -2,9 +2,9 @@
 //!
 //! Missing is `None`. Statistics over samples stand in `stats`; this is only their vocabulary.
 
-use crate::event::FailureKind;
+use crate::event::{CountSource, FailureKind};
 use crate::metric::Metric;
-use crate::verdict::Verdict;
+use crate::verdict::{ClientVerdict, Verdict};
 
 /// One value of one metric for one request (or one gap of it, or one cell).
 #[derive(Debug, Clone, PartialEq)]
@@ -89,6 +89,8 @@ pub struct Estimate {
     /// `None` where n does not support it.
     pub value: Option<f64>,
     pub interval: Option<Interval>,
+    /// 99th percentile of what the client adds to such a time, in the metric's unit.
+    pub instrument_error: Option<f64>,
     /// Samples that went in.
     pub n: u64,
     /// Samples that should have been there and were missing.
@@ -103,5 +105,35 @@ pub struct Summary {
     pub estimates: Vec<Estimate>,
     pub requests: u32,
     pub succeeded: u32,
+    /// `None` if no request succeeded.
+    pub token_source: Option<TokenSource>,
     pub verdict: Verdict,
+    /// `None` in-process, and where the client did not watch itself.
+    pub client: Option<ClientVerdict>,
+}
+
+/// Who counted the output tokens of a cell's successful requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TokenSource {
+    Counted(CountSource),
+    /// Nobody: the tokens are those that chunks were taken to bring.
+    Chunks,
+    /// Not the same for all requests.
+    Mixed,
+}
+
+impl TokenSource {
+    /// What can stand in the `token_source` column.
+    pub const KEYS: [&'static str; 5] = ["usage", "token_ids", "tokenizer", "chunks", "mixed"];
+
+    /// The text of the `token_source` column.
+    pub fn key(self) -> &'static str {
+        match self {
+            Self::Counted(CountSource::Usage) => "usage",
+            Self::Counted(CountSource::TokenIds) => "token_ids",
+            Self::Counted(CountSource::Tokenizer) => "tokenizer",
+            Self::Chunks => "chunks",
+            Self::Mixed => "mixed",
+        }
+    }
 }

@@ -3,8 +3,12 @@
 //! Unknown keys are errors that list the valid ones. Defaults are filled in `plan`, never here.
 
 use crate::Error;
+use crate::load::Growth;
 use serde::{Deserialize, Serialize};
-use std::fmt::Write as _;
+
+mod keys;
+
+pub use keys::{KEYS, Key, reference};
 
 /// What is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -12,6 +16,8 @@ use std::fmt::Write as _;
 pub enum TargetKind {
     /// The built-in engine.
     Engine,
+    /// An OpenAI-compatible server.
+    Http,
     /// Scripted token times on a scripted clock: every figure is exact and takes no time.
     Mock,
     /// Answers at once: what is left is the harness itself.
@@ -23,6 +29,7 @@ impl TargetKind {
     pub fn key(self) -> &'static str {
         match self {
             Self::Engine => "engine",
+            Self::Http => "http",
             Self::Mock => "mock",
             Self::Null => "null",
         }
@@ -42,6 +49,50 @@ pub enum ExpertDtype {
     /// As the checkpoint stores them: MXFP4 stays MXFP4.
     Native,
     Bf16,
+}
+
+/// Where the prompts of a server's requests come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Dataset {
+    /// Generated text of exact length.
+    Random,
+    /// First turns of `ShareGPT` conversations, with the lengths of their answers.
+    Sharegpt,
+    /// JSON lines with `prompt` and, if wanted, `output_tokens`.
+    Custom,
+}
+
+/// `load.arrival` as written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ArrivalKind {
+    Closed,
+    Constant,
+    Poisson,
+    Gamma,
+    Ramp,
+    Burst,
+    Replay,
+}
+
+/// Format of a recorded trace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TraceFormat {
+    Auto,
+    Mooncake,
+    Azure,
+    Burstgpt,
+}
+
+/// Path of the API that requests go to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Endpoint {
+    Auto,
+    Completions,
+    Chat,
 }
 
 /// How a prompt is wrapped.
@@ -97,6 +148,58 @@ table! {
         temperature: f64,
         top_k: u32,
         top_p: f64,
+        dataset: Dataset,
+        dataset_path: String,
+        dataset_hash: String,
+        length_range: f64,
+        shared_prefix_tokens: u32,
+        turns: u32,
+        think_time_ms: f64,
+        salt: bool,
+    }
+}
+table! {
+    /// `[load]`: how requests are sent to a server
+    LoadTable {
+        arrival: ArrivalKind,
+        concurrency: Vec<u32>,
+        rate: Vec<f64>,
+        burstiness: f64,
+        ramp_to: f64,
+        ramp_growth: Growth,
+        max_concurrency: u32,
+        requests: u32,
+        duration_s: f64,
+        trace: String,
+        trace_hash: String,
+        trace_format: TraceFormat,
+        trace_speed: f64,
+        trace_limit: u32,
+    }
+}
+table! {
+    /// `[server]`: the server, and how the client treats it
+    ServerTable {
+        base_url: String,
+        endpoint: Endpoint,
+        api_key_env: String,
+        headers: std::collections::BTreeMap<String, String>,
+        extra_body: serde_json::Map<String, serde_json::Value>,
+        stream: bool,
+        fixed_length: bool,
+        connect_timeout_s: f64,
+        first_token_timeout_s: f64,
+        gap_timeout_s: f64,
+        request_timeout_s: f64,
+        ready_timeout_s: f64,
+        insecure: bool,
+        ca_file: String,
+        client_threads: u32,
+        keep_awake: bool,
+        metrics: bool,
+        metrics_url: String,
+        metrics_interval_ms: f64,
+        calibrate: bool,
     }
 }
 table! {
@@ -125,6 +228,10 @@ pub struct ModelTable {
     pub label: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layers: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base_url: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokenizer: Option<String>,
 }
 
 /// A whole study.
@@ -139,6 +246,10 @@ pub struct RunSpec {
     pub models: Vec<ModelTable>,
     #[serde(default)]
     pub workload: WorkloadTable,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub load: Option<LoadTable>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server: Option<ServerTable>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slo: Option<SloTable>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -161,143 +272,11 @@ impl RunSpec {
     }
 }
 
-/// One key of a study: table, key, type, default as TOML, meaning.
-pub struct Key(pub &'static str, pub &'static str, pub &'static str, pub &'static str, pub &'static str);
-
-/// Every key that a study may hold. A default is what `plan` fills in; `-` means that there is none.
-pub const KEYS: &[Key] = &[
-    Key("run", "name", "string", "\"study\"", "Begins the name of the results folder."),
-    Key(
-        "run",
-        "seed",
-        "integer",
-        "42",
-        "Seed of weights, prompts, sampling and order; each derives its own.",
-    ),
-    Key("run", "repeats", "integer", "20", "Measured repeats per cell; p95 needs 20 requests, p99 100."),
-    Key(
-        "run",
-        "rounds",
-        "integer",
-        "2",
-        "The repeats are split into this many rounds, each in an order of its own, so that drift of the machine does not fall on one cell. At most `repeats`.",
-    ),
-    Key(
-        "run",
-        "warmup",
-        "integer",
-        "2",
-        "Unmeasured repeats at the cell's own shape before each trial; prompts disjoint from measured ones.",
-    ),
-    Key(
-        "target",
-        "kind",
-        "string",
-        "\"engine\"",
-        "`engine`, `mock` (scripted times) or `null` (measures the harness).",
-    ),
-    Key("target", "device", "string", "\"cpu\"", "Where the engine runs."),
-    Key("target", "activation_dtype", "string", "\"f32\"", "`f32` or `bf16`; the KV cache has the same."),
-    Key(
-        "target",
-        "expert_dtype",
-        "string",
-        "\"native\"",
-        "`native` keeps MXFP4 experts as they are, `bf16` dequantizes them.",
-    ),
-    Key("target", "threads", "integer", "-", "Compute threads; all cores if absent."),
-    Key("target", "prefill_chunk", "integer", "512", "Prompt tokens per forward pass."),
-    Key(
-        "models",
-        "id",
-        "string",
-        "-",
-        "`dummy:<preset>`, a folder in Hugging Face layout, or a hub name. Required.",
-    ),
-    Key("models", "label", "string", "-", "Name in tables and figures; the last part of `id` if absent."),
-    Key("models", "layers", "integer", "-", "Load the first N layers only."),
-    Key(
-        "workload",
-        "prompt_tokens",
-        "list of integers",
-        "[128]",
-        "Prompt lengths, chat template included, exact.",
-    ),
-    Key(
-        "workload",
-        "output_tokens",
-        "list of integers",
-        "[32]",
-        "Output lengths; end-of-sequence is suppressed so that they are exact.",
-    ),
-    Key("workload", "batch", "list of integers", "[1]", "Requests that run together."),
-    Key(
-        "workload",
-        "chat",
-        "string",
-        "\"auto\"",
-        "`auto` (Harmony or the checkpoint's template) or `plain`.",
-    ),
-    Key(
-        "workload",
-        "date",
-        "string",
-        "\"2025-06-28\"",
-        "Date in system prompts, pinned so that prompts do not change from day to day.",
-    ),
-    Key("workload", "temperature", "float", "0.0", "0 is greedy."),
-    Key("workload", "top_k", "integer", "-", "Sample from the k most likely tokens."),
-    Key(
-        "workload",
-        "top_p",
-        "float",
-        "-",
-        "Sample from the smallest set of tokens with this much probability.",
-    ),
-    Key(
-        "slo",
-        "ttft_ms",
-        "float",
-        "-",
-        "Largest `ttft_ms` of a good request; `goodput_req_s` counts those that meet every limit.",
-    ),
-    Key("slo", "tpot_ms", "float", "-", "Largest `tpot_ms` of a good request."),
-    Key("slo", "e2el_ms", "float", "-", "Largest `e2el_ms` of a good request."),
-    Key("mock", "ttft_us", "integer", "50000", "Scripted time to first token, microseconds."),
-    Key("mock", "gap_us", "integer", "10000", "Scripted gap between chunks, microseconds."),
-    Key("mock", "tokens_per_chunk", "integer", "1", "Tokens that arrive together."),
-];
-
-/// The generated key reference, as Markdown.
-pub fn reference() -> String {
-    let mut text = String::from(
-        "# bench-configs/\n\n<!-- generated by `cargo xtask docs`; edit crates/bench-core/src/spec.rs -->\n\n\
-         One TOML file is one study. `ossbench plan FILE` prints what it resolves to, `ossbench run FILE` runs it. \
-         Unknown keys are errors.\n",
-    );
-    let mut table = "";
-    for Key(in_table, key, ty, default, meaning) in KEYS {
-        if *in_table != table {
-            table = in_table;
-            let heading = if table == "models" { "[[models]]".to_owned() } else { format!("[{table}]") };
-            let _ = write!(
-                text,
-                "\n## `{heading}`\n\n| key | type | default | meaning |\n| --- | --- | --- | --- |\n"
-            );
-        }
-        let _ = writeln!(text, "| `{key}` | {ty} | {} | {meaning} |", code(default));
-    }
-    text
-}
-
-fn code(default: &str) -> String {
-    if default == "-" { String::new() } else { format!("`{default}`") }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::collections::BTreeSet;
+    use std::fmt::Write as _;
 
     #[test]
     fn unknown_key_lists_the_valid_ones() {
@@ -334,6 +313,7 @@ mod tests {
             let value = match (*default, *ty) {
                 ("-", "string") => "\"a\"",
                 ("-", "float") => "1.0",
+                ("-", "list of floats") => "[1.0]",
                 ("-", _) => "1",
                 (default, _) => default,
             };

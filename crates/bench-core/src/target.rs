@@ -3,10 +3,12 @@
 //! The thing measured does not know that it is measured: a target takes requests and hands over events
 //! through a recorder that stamps them.
 
+use crate::client::{Calibration, ClientHealth, Scrape, ServerFacts};
 use crate::clock::Clock;
 use crate::event::{Event, EventKind};
-use crate::plan::{Cell, ModelPlan};
+use crate::plan::{Cell, ModelPlan, Trial};
 use crate::shape::ModelFacts;
+use crate::trace::RequestTrace;
 use crate::unit::Nanos;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -107,4 +109,44 @@ pub trait Target {
     /// Runs the requests of one batch to their ends. Records `Sent`, tokens, counts and how each ended;
     /// `Intended` is recorded by the caller.
     fn run(&mut self, requests: &[Request], recorder: &mut Recorder<'_>, stop: &StopFlag);
+
+    /// Runs a whole trial of a cell whose load is not `Load::Batch`: warm-up, then the measured requests as the
+    /// load wants them. A failing request is handed over like any other.
+    ///
+    /// # Errors
+    /// The trial cannot begin: prompts that cannot be made, a schedule that cannot be read.
+    fn run_trial(
+        &mut self,
+        _trial: &Trial,
+        cell: &Cell,
+        _sink: &mut dyn TrialSink,
+        _stop: &StopFlag,
+    ) -> Result<(), TargetError> {
+        Err(TargetError(format!("cell {}: target {} takes batches only", cell.id, self.key())))
+    }
+
+    /// What was found out about the server of the model that was prepared last; `None` in-process.
+    fn server(&self) -> Option<ServerFacts> {
+        None
+    }
+
+    /// What the load generator adds to the times of `cell`; `None` where there is none between. Called before
+    /// the first trial of a cell, after `prepare`.
+    fn calibrate(&mut self, _cell: &Cell, _stop: &StopFlag) -> Result<Option<Calibration>, TargetError> {
+        Ok(None)
+    }
+}
+
+/// Takes what a trial brings, as it comes.
+pub trait TrialSink {
+    /// A request that has ended. `false`: the results cannot be stored, the trial is to end.
+    fn request(&mut self, trace: RequestTrace, warmup: bool) -> bool;
+    /// A file that belongs to the trial and is stored beside it, such as the schedule that was made beforehand.
+    /// `false`: it cannot be stored.
+    fn file(&mut self, name: &str, bytes: &[u8]) -> bool;
+    /// How the load generator fared, once, at the end.
+    fn client(&mut self, health: ClientHealth);
+    fn scrape(&mut self, scrape: Scrape);
+    /// Requests in flight now, for those who watch; no more often than ten times a second.
+    fn in_flight(&mut self, requests: u32);
 }

@@ -3,22 +3,37 @@
 //! A trace is stored as it came. `Timeline` is the one place where events become instants.
 
 use crate::Error;
+use crate::client::{ClientHealth, Scrape, ServerTimes};
 use crate::event::{Channel, CountSource, Event, EventKind, FailureKind, FinishReason};
 use crate::unit::Nanos;
 use serde::{Deserialize, Serialize};
 
+/// Tokens of one request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lengths {
+    pub prompt_tokens: u32,
+    pub output_tokens: u32,
+}
+
 /// The events of one request.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RequestTrace {
-    /// Number of the request within its cell, over all rounds; the same for the requests of one batch
-    /// is `repeat`, which one of the batch is `slot`.
+    /// Number of the repeat within its cell, over all rounds: a batch, a request, or a conversation. Which
+    /// request of the batch, or which turn of the conversation, is `slot`.
     pub repeat: u32,
     pub slot: u32,
     /// Hash of the prompt's token ids, first 16 hex digits of SHA-256.
     pub prompt_hash: String,
+    /// Lengths that this request asked for, where they differ from its cell's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asked: Option<Lengths>,
+    /// Times that the server stated for this request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server: Option<ServerTimes>,
     /// Bytes of KV cache that the engine held for this request at its end, where it says so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kv_allocated_bytes: Option<u64>,
+    #[serde(with = "crate::packed")]
     pub events: Vec<Event>,
 }
 
@@ -38,6 +53,10 @@ pub struct TrialTrace {
     pub started_at_unix_ms: u64,
     pub warmup: Vec<RequestTrace>,
     pub requests: Vec<RequestTrace>,
+    /// How the load generator fared; `None` in-process.
+    pub client: Option<ClientHealth>,
+    /// Readings of the server's `/metrics`, in order of time.
+    pub scrapes: Vec<Scrape>,
 }
 
 /// How a request ended.

@@ -4,6 +4,7 @@
 //! that resamples whole groups; which samples form a group is the caller's knowledge.
 
 use super::interval::{Z, interval_ranks, mean_interval, quantile_interval, t_quantile};
+use super::tally::Batch;
 use super::{ALPHA, Distribution, supports};
 use crate::Error;
 use crate::sample::{Interval, IntervalMethod};
@@ -33,10 +34,20 @@ const CONSERVATIVE: f64 = 0.35;
 /// Samples in groups, and all of them pooled.
 #[derive(Debug, Clone)]
 pub struct Clustered {
-    /// Sorted within each group.
-    groups: Vec<Vec<f64>>,
+    groups: Groups,
     pooled: Distribution,
     seed: u64,
+}
+
+/// What is known of the groups.
+#[derive(Debug, Clone)]
+pub(super) enum Groups {
+    /// The samples themselves, sorted within each group.
+    Samples(Vec<Vec<f64>>),
+    /// Counts, where there are too many samples.
+    Batches(Vec<Batch>),
+    /// Each counted sample is its own group.
+    Single,
 }
 
 impl Clustered {
@@ -55,7 +66,11 @@ impl Clustered {
         groups.sort_by(|a, b| {
             a.len().cmp(&b.len()).then_with(|| a.partial_cmp(b).unwrap_or(std::cmp::Ordering::Equal))
         });
-        Ok(Self { groups, pooled, seed })
+        Ok(Self { groups: Groups::Samples(groups), pooled, seed })
+    }
+
+    pub(super) fn counted(pooled: Distribution, groups: Groups, seed: u64) -> Self {
+        Self { groups, pooled, seed }
     }
 
     pub fn pooled(&self) -> &Distribution {
@@ -63,27 +78,26 @@ impl Clustered {
     }
 
     pub fn groups(&self) -> usize {
-        self.groups.len()
+        match &self.groups {
+            Groups::Samples(groups) => groups.len(),
+            Groups::Batches(batches) => batches.len(),
+            Groups::Single => self.pooled.n() as usize,
+        }
     }
 
     fn independent(&self) -> bool {
-        self.groups.len() as u64 == self.pooled.n()
+        self.groups() as u64 == self.pooled.n()
     }
 
     /// Studentized bootstrap of the pooled mean: the distribution of (mean* - mean) / se* replaces Student's t,
     /// which few or skewed groups do not follow. `None` below `MIN_CLUSTERS` groups; independent samples get
     /// Student's t where they are fewer than 10 or more than 1,000.
     pub fn mean_interval(&self) -> Option<Interval> {
-        if self.independent() && !(T_BELOW..=T_ABOVE).contains(&self.groups.len()) {
+        if self.independent() && !(T_BELOW..=T_ABOVE).contains(&self.groups()) {
             return mean_interval(&self.pooled);
         }
         let mean = self.pooled.mean()?;
-        let groups: Vec<_> = self
-            .groups
-            .iter()
-            .map(|g| Deviation { sum: g.iter().map(|v| v - mean).sum(), size: g.len() as f64 })
-            .collect();
-        let boot = self.bootstrap(&groups)?;
+        let boot = self.bootstrap(&self.deviations_from(mean))?;
         let (low, high) = boot.t_quantiles();
         Some(Interval {
             low: Some(mean - high * boot.se),
@@ -106,7 +120,7 @@ impl Clustered {
         }
         let n = self.pooled.n() as f64;
         let boot = self.bootstrap(&self.shares_up_to(self.pooled.quantile(p)?))?;
-        let t = t_quantile(self.groups.len() as f64 - 1.0);
+        let t = t_quantile(self.groups() as f64 - 1.0);
         let effective = (p * (1.0 - p) / boot.se.powi(2) * (Z / t).powi(2)).min(n);
         if !supports(effective.floor() as u64, p) {
             return None;
@@ -124,15 +138,33 @@ impl Clustered {
         })
     }
 
-    /// Per group: how many samples are at most `value`, as deviation from the pooled share.
+    /// Per group: the sum of its samples, as deviation from the pooled mean.
+    fn deviations_from(&self, mean: f64) -> Vec<Deviation> {
+        match &self.groups {
+            Groups::Samples(groups) => groups
+                .iter()
+                .map(|g| Deviation { sum: g.iter().map(|v| v - mean).sum(), size: g.len() as f64 })
+                .collect(),
+            Groups::Batches(batches) => {
+                let of = |b: &Batch| Deviation { sum: b.sum - mean * b.n as f64, size: b.n as f64 };
+                batches.iter().map(of).collect()
+            }
+            Groups::Single => Vec::new(),
+        }
+    }
+
+    /// Per group: how many samples are at most `value`, as deviation from the pooled share. Batches count up to
+    /// the end of the bucket that `value` is in, which changes the spread between them by next to nothing.
     fn shares_up_to(&self, value: f64) -> Vec<Deviation> {
-        let up_to: Vec<_> = self.groups.iter().map(|g| g.partition_point(|v| *v <= value) as f64).collect();
-        let share = up_to.iter().sum::<f64>() / self.pooled.n() as f64;
-        let deviation = |(group, up_to): (&Vec<f64>, &f64)| {
-            let size = group.len() as f64;
-            Deviation { sum: up_to - share * size, size }
+        let groups: Vec<(f64, f64)> = match &self.groups {
+            Groups::Samples(groups) => {
+                groups.iter().map(|g| (g.partition_point(|v| *v <= value) as f64, g.len() as f64)).collect()
+            }
+            Groups::Batches(batches) => batches.iter().map(|b| (b.up_to(value) as f64, b.n as f64)).collect(),
+            Groups::Single => Vec::new(),
         };
-        self.groups.iter().zip(&up_to).map(deviation).collect()
+        let share = groups.iter().map(|g| g.0).sum::<f64>() / self.pooled.n() as f64;
+        groups.into_iter().map(|(up_to, size)| Deviation { sum: up_to - share * size, size }).collect()
     }
 
     fn bootstrap(&self, groups: &[Deviation]) -> Option<Bootstrap> {

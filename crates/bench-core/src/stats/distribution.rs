@@ -110,19 +110,104 @@ impl Distribution {
     }
 }
 
+/// Three significant digits: a bucket's centre is within 0.05 % of its samples.
+fn histogram() -> Option<Histogram<u64>> {
+    Histogram::new(3).ok()
+}
+
+fn steps(magnitude: f64) -> u64 {
+    (magnitude * HISTOGRAM_STEPS_PER_UNIT).round() as u64
+}
+
+/// Centre and number of samples of each bucket that has any, ascending.
+fn buckets(histogram: &Histogram<u64>) -> impl Iterator<Item = (f64, u64)> {
+    histogram.iter_recorded().map(|bucket| {
+        let centre = histogram.median_equivalent(bucket.value_iterated_to());
+        (centre as f64 / HISTOGRAM_STEPS_PER_UNIT, bucket.count_at_value())
+    })
+}
+
 fn bucket_counts(values: &[f64]) -> Result<Vec<(f64, u64)>, Error> {
     let too_wide = |value: f64| Error::NotFinite { value, n: values.len() as u64 };
-    // Three significant digits: a bucket's centre is within 0.05 % of its samples.
-    let mut histogram = Histogram::<u64>::new(3).map_err(|_| too_wide(f64::NAN))?;
+    let mut histogram = histogram().ok_or_else(|| too_wide(f64::NAN))?;
     for &value in values {
-        let steps = (value * HISTOGRAM_STEPS_PER_UNIT).round() as u64;
-        histogram.record(steps).map_err(|_| too_wide(value))?;
+        histogram.record(steps(value)).map_err(|_| too_wide(value))?;
     }
+    Ok(cumulated(buckets(&histogram)))
+}
+
+fn cumulated(buckets: impl Iterator<Item = (f64, u64)>) -> Vec<(f64, u64)> {
     let mut up_to = 0;
-    let buckets = histogram.iter_recorded().map(|bucket| {
-        up_to += bucket.count_at_value();
-        let centre = histogram.median_equivalent(bucket.value_iterated_to());
-        (centre as f64 / HISTOGRAM_STEPS_PER_UNIT, up_to)
-    });
-    Ok(buckets.collect())
+    buckets
+        .map(|(centre, count)| {
+            up_to += count;
+            (centre, up_to)
+        })
+        .collect()
+}
+
+/// A distribution that is counted as its samples come, by sign.
+#[derive(Debug, Clone)]
+pub(super) struct Histograms {
+    negative: Option<Histogram<u64>>,
+    positive: Option<Histogram<u64>>,
+    n: u64,
+    mean: f64,
+    /// Sum of squared deviations from the mean so far (Welford 1962).
+    squares: f64,
+    min: f64,
+    max: f64,
+}
+
+impl Histograms {
+    pub(super) fn new() -> Self {
+        Self {
+            negative: None,
+            positive: None,
+            n: 0,
+            mean: 0.0,
+            squares: 0.0,
+            min: f64::INFINITY,
+            max: f64::NEG_INFINITY,
+        }
+    }
+
+    pub(super) fn n(&self) -> u64 {
+        self.n
+    }
+
+    pub(super) fn heap_bytes(&self) -> usize {
+        [&self.negative, &self.positive].into_iter().flatten().map(|h| h.distinct_values() * 8).sum()
+    }
+
+    pub(super) fn add(&mut self, value: f64) -> Result<(), Error> {
+        let refuse = Error::NotFinite { value, n: self.n };
+        if !value.is_finite() {
+            return Err(refuse);
+        }
+        let side = if value < 0.0 { &mut self.negative } else { &mut self.positive };
+        if side.is_none() {
+            *side = histogram();
+        }
+        let recorded = side.as_mut().map(|h| h.record(steps(value.abs())));
+        if !matches!(recorded, Some(Ok(()))) {
+            return Err(refuse);
+        }
+        self.n += 1;
+        let from_old = value - self.mean;
+        self.mean += from_old / self.n as f64;
+        self.squares += from_old * (value - self.mean);
+        (self.min, self.max) = (self.min.min(value), self.max.max(value));
+        Ok(())
+    }
+
+    pub(super) fn distribution(self) -> Distribution {
+        let negative: Vec<_> = self.negative.iter().flat_map(buckets).collect();
+        let descending = negative.into_iter().rev().map(|(centre, count)| (-centre, count));
+        let order = Order::Counts(cumulated(descending.chain(self.positive.iter().flat_map(buckets))));
+        let equal = self.min.total_cmp(&self.max).is_eq();
+        let mean = if equal { self.min } else { self.mean.clamp(self.min, self.max) };
+        let variance = if equal { 0.0 } else { self.squares / (self.n as f64 - 1.0) };
+        Distribution { order, n: self.n, mean, variance, min: self.min, max: self.max }
+    }
 }

@@ -6,7 +6,9 @@
 mod cluster;
 mod distribution;
 mod interval;
+mod running;
 mod support;
+mod tally;
 
 #[cfg(test)]
 mod coverage;
@@ -14,7 +16,9 @@ mod coverage;
 pub use cluster::{Clustered, MIN_CLUSTERS};
 pub use distribution::{Distribution, HISTOGRAM_FROM};
 pub use interval::{mean_interval, quantile_interval, wilson_interval};
+pub use running::Running;
 pub use support::{is_bounded, minimum_bounded_n, minimum_n, supports};
+pub use tally::{BATCHES, Tally};
 
 /// Error probability of every interval: 95 % are nominal.
 pub const ALPHA: f64 = 0.05;
