@@ -53,6 +53,19 @@ pub enum Error {
     )]
     BrokenPlan { trial: u32, what: &'static str, name: String },
 
+    #[error("{name} is {value}: expected {expected}")]
+    LoadValue { name: &'static str, value: String, expected: &'static str },
+
+    #[error("{path} gives no request to send: {why}", path = .path.display())]
+    NoRequests { path: PathBuf, why: String },
+
+    #[error(
+        "{path} is not what the plan was made with: its hash is {found}, expected {planned}; \
+         give back the file of that time, or start a new study without the hash",
+        path = .path.display()
+    )]
+    DataChanged { path: PathBuf, planned: String, found: String },
+
     #[error("target \"{target}\" is not in this build: build with `--features {target}`")]
     TargetNotBuilt { target: &'static str },
 

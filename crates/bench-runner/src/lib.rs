@@ -5,6 +5,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod error;
+pub mod load;
 pub mod observer;
 mod plan_diff;
 pub mod provenance;

@@ -1,5 +1,6 @@
 //! Who watches a run: progress bars, logs, tests. The run never prints.
 
+use bench_core::client::Calibration;
 use bench_core::plan::{Cell, Trial};
 use bench_core::shape::ModelFacts;
 use bench_core::trace::RequestTrace;
@@ -44,7 +45,15 @@ pub trait Observer {
     fn model_loading(&mut self, _model: &str, _fraction: f64) {}
     fn model_ready(&mut self, _model: &str, _facts: Option<&ModelFacts>) {}
     fn model_failed(&mut self, _model: &str, _message: &str) {}
+    /// An earlier process finished this trial; told before anything runs.
+    fn trial_skipped(&mut self, _trial: &Trial) {}
+    /// What the load generator adds at the load of `cell` is about to be measured.
+    fn calibrating(&mut self, _cell: &Cell) {}
     fn trial_started(&mut self, _progress: &Progress, _trial: &Trial, _cell: &Cell) {}
+    /// What the load generator adds at the load of `cell`, as measured before its first trial.
+    fn calibrated(&mut self, _cell: &Cell, _calibration: &Calibration) {}
+    /// Requests in flight now; while a trial under load goes on.
+    fn in_flight(&mut self, _requests: u32) {}
     fn request_done(&mut self, _progress: &Progress, _cell: &Cell, _request: &RequestTrace, _warmup: bool) {}
     fn trial_finished(&mut self, _progress: &Progress, _trial: &Trial, _complete: bool) {}
 }

@@ -2,6 +2,7 @@
 //!
 //! What a machine does not tell is `None`; no value is guessed.
 
+use crate::targets::secrets::HIDDEN;
 use crate::time::Utc;
 use bench_core::SCHEMA_VERSION;
 use bench_core::clock::{MonotonicClock, measure_precision};
@@ -12,10 +13,10 @@ use std::fs;
 
 /// Readings of the clock for its precision: a millisecond or two.
 const CLOCK_READINGS: u32 = 20_000;
-const REDACTED: &str = "[redacted]";
+const REDACTED: &str = HIDDEN;
 /// Options whose value is a secret.
 const SECRET_OPTIONS: [&str; 6] = ["--api-key", "--token", "--hf-token", "--auth", "--password", "--bearer"];
-/// Options whose value may be a header.
+/// Options whose values are headers: all that follow, up to the next option.
 const HEADER_OPTIONS: [&str; 2] = ["--header", "-H"];
 /// How keys of hubs and services begin.
 const SECRET_PREFIXES: [&str; 3] = ["hf_", "sk-", "Bearer "];
@@ -34,6 +35,7 @@ pub fn gather(plan: &Plan, command: &[String]) -> Provenance {
         build: build(),
         machine: machine(),
         models: BTreeMap::new(),
+        servers: BTreeMap::new(),
         resumptions: Vec::new(),
     }
 }
@@ -116,17 +118,22 @@ fn gpus() -> Vec<String> {
     found
 }
 
-/// The command without its secrets: values of options that hold keys, authorization headers, passwords in
+/// The command without its secrets: values of options that hold keys, values of headers, passwords in
 /// addresses, and anything that begins like a key.
 pub fn redact(command: &[String]) -> Vec<String> {
-    let mut previous = "";
+    let (mut previous, mut in_headers) = ("", false);
     let mut clean = Vec::with_capacity(command.len());
     for argument in command {
+        let (option, value) = argument.split_once('=').unwrap_or((argument.as_str(), ""));
+        in_headers = HEADER_OPTIONS.contains(&option) || (in_headers && !argument.starts_with('-'));
         let text = match argument.split_once('=') {
             _ if SECRET_OPTIONS.contains(&previous) => REDACTED.to_owned(),
-            _ if HEADER_OPTIONS.contains(&previous) => redact_header(argument),
-            Some((key, _)) if SECRET_OPTIONS.contains(&key) => format!("{key}={REDACTED}"),
-            Some((key, value)) if HEADER_OPTIONS.contains(&key) => format!("{key}={}", redact_header(value)),
+            Some(_) if SECRET_OPTIONS.contains(&option) => format!("{option}={REDACTED}"),
+            Some(_) if HEADER_OPTIONS.contains(&option) => format!("{option}={}", redact_header(value)),
+            None if HEADER_OPTIONS.contains(&option) => argument.clone(),
+            _ if in_headers => redact_header(argument),
+            // clap takes a short option's value without a space.
+            _ if argument.starts_with("-H") => format!("-H{}", redact_header(&argument[2..])),
             _ => redact_address(&redact_keys(argument)),
         };
         clean.push(text);
@@ -135,16 +142,12 @@ pub fn redact(command: &[String]) -> Vec<String> {
     clean
 }
 
+/// `NAME=VALUE` or `NAME: VALUE`: any value may be a secret.
 fn redact_header(header: &str) -> String {
-    match header.split_once(':') {
-        Some((name, _)) if is_secret_header(name) => format!("{name}: {REDACTED}"),
-        _ => redact_keys(header),
+    match header.find(['=', ':']) {
+        Some(at) => format!("{}{REDACTED}", &header[..=at]),
+        None => REDACTED.to_owned(),
     }
-}
-
-fn is_secret_header(name: &str) -> bool {
-    let name = name.trim().to_lowercase();
-    ["auth", "key", "token", "cookie", "secret"].iter().any(|part| name.contains(part))
 }
 
 /// `https://user:password@host` keeps the host.
@@ -192,14 +195,18 @@ mod tests {
     #[test]
     fn secrets_do_not_reach_the_results() {
         for (given, expected) in [
-            ("run|--api-key|abc|x.toml", "run|--api-key|[redacted]|x.toml"),
-            ("run|--api-key=abc", "run|--api-key=[redacted]"),
-            ("-H|Authorization: Bearer abc", "-H|Authorization: [redacted]"),
-            ("--header=X-Api-Key: abc", "--header=X-Api-Key: [redacted]"),
-            ("--header|Accept: text/plain", "--header|Accept: text/plain"),
-            ("--url|https://me:pw@host/v1", "--url|https://[redacted]@host/v1"),
-            ("--model=hf_abcdefghij", "--model=[redacted]"),
-            ("sk-abcdef0123456789 and|Bearer abcdefghij", "[redacted] and|[redacted]"),
+            ("run|--api-key|abc|x.toml", "run|--api-key|***|x.toml"),
+            ("run|--api-key=abc", "run|--api-key=***"),
+            ("-H|Authorization: Bearer abc", "-H|Authorization:***"),
+            ("-HX-A=abc|-m|a=b", "-HX-A=***|-m|a=b"),
+            ("--header=X-Api-Key: abc", "--header=X-Api-Key:***"),
+            ("--header|X-A=a|X-B=b=c|--seed|1", "--header|X-A=***|X-B=***|--seed|1"),
+            ("--header=X-A=a|X-B=b|-o|x=y", "--header=X-A=***|X-B=***|-o|x=y"),
+            ("--header|abc", "--header|***"),
+            ("--extra-body|{\"a\": 1}", "--extra-body|{\"a\": 1}"),
+            ("--url|https://me:pw@host/v1", "--url|https://***@host/v1"),
+            ("--model=hf_abcdefghij", "--model=***"),
+            ("sk-abcdef0123456789 and|Bearer abcdefghij", "*** and|***"),
             ("disk-usage-0123456789|half_abcdefghijk", "disk-usage-0123456789|half_abcdefghijk"),
             ("-m|dummy:gpt-oss-nano|sk-1", "-m|dummy:gpt-oss-nano|sk-1"),
         ] {

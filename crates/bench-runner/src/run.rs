@@ -8,10 +8,12 @@ use crate::observer::{Observer, Progress};
 use crate::store::{RunFolder, TrialHeader, TrialStatus, TrialWriter};
 use crate::time::since_epoch;
 use crate::{Error, Result};
+use bench_core::client::{ClientHealth, Scrape};
 use bench_core::clock::Clock;
 use bench_core::event::{Event, EventKind, FailureKind};
+use bench_core::load::Load;
 use bench_core::plan::{Cell, Plan, Trial, derive_seed, short_hash};
-use bench_core::target::{Recorder, Request, StopFlag, Target};
+use bench_core::target::{Recorder, Request, StopFlag, Target, TrialSink};
 use bench_core::trace::RequestTrace;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
@@ -50,6 +52,7 @@ pub fn run(ctx: RunContext<'_>) -> Result<RunOutcome> {
     for trial in &ctx.plan.trials {
         if ctx.folder.status(trial)? == TrialStatus::Complete {
             skip.insert(trial.index);
+            ctx.observer.trial_skipped(trial);
         }
     }
     let progress = totals(ctx.plan, &skip)?;
@@ -88,6 +91,7 @@ impl Session<'_> {
                 self.outcome.interrupted = true;
                 break;
             }
+            self.calibrate(cell)?;
             self.trial(trial, cell)?;
         }
         Ok(self.outcome)
@@ -107,6 +111,12 @@ impl Session<'_> {
                     folder.record_model(label, facts)?;
                 }
                 observer.model_ready(label, facts.as_ref());
+                if let Some(server) = target.server() {
+                    folder.record_server(label, &server)?;
+                    for note in &server.notes {
+                        observer.warning(&format!("{label}: {note}"));
+                    }
+                }
                 Ok(())
             }
             Err(error) => {
@@ -118,13 +128,36 @@ impl Session<'_> {
         Ok(())
     }
 
+    /// Once for each cell, before its first trial. A calibration that cannot be made is said, and missing.
+    fn calibrate(&mut self, cell: &Cell) -> Result<()> {
+        let RunContext { folder, target, observer, stop, .. } = &mut self.ctx;
+        let ready = self.ready.as_ref().is_some_and(|(_, prepared)| prepared.is_ok());
+        if !ready || folder.calibration(&cell.id)?.is_some() {
+            return Ok(());
+        }
+        observer.calibrating(cell);
+        match target.calibrate(cell, stop) {
+            Ok(None) => {}
+            Ok(Some(calibration)) => {
+                folder.record_calibration(&cell.id, &calibration)?;
+                observer.calibrated(cell, &calibration);
+            }
+            Err(error) => observer.warning(&format!("cell {} is not calibrated: {error}", cell.id)),
+        }
+        Ok(())
+    }
+
     fn trial(&mut self, trial: &Trial, cell: &Cell) -> Result<()> {
         self.progress.elapsed = self.started.elapsed();
         self.ctx.observer.trial_started(&self.progress, trial, cell);
         let mut writer = self.ctx.folder.begin_trial(trial, &self.header(trial, cell))?;
-        let complete = match self.batches(trial, cell) {
-            Ok(batches) => self.measure(&mut writer, cell, batches)?,
-            Err(message) => self.write_failed(&mut writer, trial, cell, &message)?,
+        let complete = if cell.load == Load::Batch {
+            match self.batches(trial, cell) {
+                Ok(batches) => self.measure(&mut writer, cell, batches)?,
+                Err(message) => self.write_failed(&mut writer, trial, cell, &message)?,
+            }
+        } else {
+            self.under_load(&mut writer, trial, cell)?
         };
         writer.finish(complete)?;
         if complete {
@@ -145,7 +178,7 @@ impl Session<'_> {
             trial: trial.index,
             cell: cell.id.clone(),
             round: trial.round,
-            planned_requests: trial.repeats * cell.batch,
+            planned_requests: trial.repeats * cell.requests_per_repeat,
             started_at_unix_ms: at_zero.saturating_sub(self.ctx.clock.now().0 / 1_000_000),
         }
     }
@@ -218,6 +251,48 @@ impl Session<'_> {
         Ok(true)
     }
 
+    /// A whole trial by the target itself, which sends its requests as the cell's load wants them.
+    fn under_load(&mut self, writer: &mut TrialWriter, trial: &Trial, cell: &Cell) -> Result<bool> {
+        if let Some((_, Err(message))) = &self.ready {
+            let message = message.clone();
+            return self.write_failed(writer, trial, cell, &message);
+        }
+        let planned = trial.repeats * cell.requests_per_repeat;
+        let mut sink = Sink {
+            writer,
+            folder: &*self.ctx.folder,
+            trial,
+            cell,
+            observer: &mut *self.ctx.observer,
+            progress: &mut self.progress,
+            outcome: &mut self.outcome,
+            started: self.started,
+            measured: 0,
+            succeeded: 0,
+            failure: None,
+            cut: false,
+            broken: None,
+        };
+        let ran = self.ctx.target.run_trial(trial, cell, &mut sink, self.ctx.stop);
+        let Sink { measured, succeeded, failure, cut, broken, .. } = sink;
+        if let Some(error) = broken {
+            return Err(error);
+        }
+        match ran {
+            Err(error) if measured == 0 => self.write_failed(writer, trial, cell, &error.to_string()),
+            Err(error) => {
+                self.outcome.cells_failed.entry(cell.id.clone()).or_insert_with(|| error.to_string());
+                Ok(false)
+            }
+            Ok(()) => {
+                if let (0, Some(message)) = (succeeded, failure) {
+                    self.outcome.cells_failed.entry(cell.id.clone()).or_insert(message);
+                }
+                Ok(!cut && measured == planned)
+            }
+        }
+    }
+
     /// The measured window: nothing between the stamps but the target.
     fn run_batch(&mut self, batch: &Batch, cell: &Cell) -> Vec<RequestTrace> {
         let mut recorder = Recorder::new(self.ctx.clock, batch.requests.len(), cell.output_tokens as usize);
@@ -233,6 +308,8 @@ impl Session<'_> {
                 repeat: request.repeat,
                 slot: request.slot,
                 prompt_hash: prompt_hash.clone(),
+                asked: None,
+                server: None,
                 kv_allocated_bytes,
                 events,
             })
@@ -248,7 +325,7 @@ impl Session<'_> {
         message: &str,
     ) -> Result<bool> {
         for repeat in trial.first_repeat..trial.first_repeat + trial.repeats {
-            for slot in 0..cell.batch {
+            for slot in 0..cell.requests_per_repeat {
                 let at = self.ctx.clock.now();
                 let failed = EventKind::Failed { failure: FailureKind::Engine, message: message.to_owned() };
                 let events = [EventKind::Intended, failed].map(|kind| Event { at, kind }).to_vec();
@@ -257,18 +334,90 @@ impl Session<'_> {
                     repeat,
                     slot,
                     prompt_hash,
+                    asked: None,
+                    server: None,
                     kv_allocated_bytes: None,
                     events,
                 })?;
             }
         }
-        let requests = u64::from(trial.repeats) * u64::from(cell.batch);
+        let requests = u64::from(trial.repeats) * u64::from(cell.requests_per_repeat);
         self.outcome.failed_requests += requests;
         self.outcome.cells_failed.entry(cell.id.clone()).or_insert_with(|| message.to_owned());
-        let with_warmup = u64::from(trial.repeats + self.ctx.plan.warmup) * u64::from(cell.batch);
+        let with_warmup =
+            u64::from(trial.repeats + self.ctx.plan.warmup) * u64::from(cell.requests_per_repeat);
         self.progress.requests_done += with_warmup;
         self.progress.tokens_done += with_warmup * tokens(cell);
         Ok(true)
+    }
+}
+
+/// Stores and tells what a target under load hands over.
+struct Sink<'a> {
+    writer: &'a mut TrialWriter,
+    folder: &'a RunFolder,
+    trial: &'a Trial,
+    cell: &'a Cell,
+    observer: &'a mut dyn Observer,
+    progress: &'a mut Progress,
+    outcome: &'a mut RunOutcome,
+    started: Instant,
+    measured: u32,
+    succeeded: u64,
+    /// Of the first request that failed.
+    failure: Option<String>,
+    /// A request was interrupted: the trial is not complete.
+    cut: bool,
+    /// The store failed.
+    broken: Option<Error>,
+}
+
+impl Sink<'_> {
+    fn keep(&mut self, written: Result<()>) -> bool {
+        if let Err(error) = written {
+            self.broken.get_or_insert(error);
+        }
+        self.broken.is_none()
+    }
+}
+
+impl TrialSink for Sink<'_> {
+    fn request(&mut self, trace: RequestTrace, warmup: bool) -> bool {
+        self.progress.requests_done += 1;
+        self.progress.tokens_done += tokens(self.cell);
+        self.progress.elapsed = self.started.elapsed();
+        self.observer.request_done(self.progress, self.cell, &trace, warmup);
+        self.measured += u32::from(!warmup);
+        match failure_of(&trace.events) {
+            Some((FailureKind::Interrupted, _)) => self.cut = true,
+            Some((_, message)) if !warmup => {
+                self.outcome.failed_requests += 1;
+                self.failure.get_or_insert_with(|| message.to_owned());
+            }
+            None if !warmup => self.succeeded += 1,
+            _ => {}
+        }
+        let written = if warmup { self.writer.warmup(&trace) } else { self.writer.request(&trace) };
+        self.keep(written)
+    }
+
+    fn file(&mut self, name: &str, bytes: &[u8]) -> bool {
+        let written = self.folder.write_beside(self.trial, name, bytes);
+        self.keep(written)
+    }
+
+    fn client(&mut self, health: ClientHealth) {
+        let written = self.writer.client(health);
+        self.keep(written);
+    }
+
+    fn scrape(&mut self, scrape: Scrape) {
+        let written = self.writer.scrape(scrape);
+        self.keep(written);
+    }
+
+    fn in_flight(&mut self, requests: u32) {
+        self.observer.in_flight(requests);
     }
 }
 
@@ -288,7 +437,7 @@ fn totals(plan: &Plan, skip: &BTreeSet<u32>) -> Result<Progress> {
     let mut progress = Progress { trials_skipped: skip.len() as u32, ..Progress::default() };
     for trial in plan.trials.iter().filter(|t| !skip.contains(&t.index)) {
         let cell = cell_of(plan, trial)?;
-        let requests = u64::from(trial.repeats + plan.warmup) * u64::from(cell.batch);
+        let requests = u64::from(trial.repeats + plan.warmup) * u64::from(cell.requests_per_repeat);
         progress.trials_total += 1;
         progress.requests_total += requests;
         progress.tokens_total += requests * tokens(cell);

@@ -1,7 +1,7 @@
 //! Raw results on disk: one folder per run, one immutable file per finished trial.
 //!
 //! ```text
-//! results/raw/<run_id>/spec.toml  plan.json  provenance.json  .lock
+//! results/raw/<run_id>/spec.toml  plan.json  provenance.json  calibration.json  .lock
 //!                      cells/<cell_id>/round-000.jsonl
 //! ```
 //! A trial file is there whole or not at all. Nothing here looks into the events.
@@ -10,16 +10,19 @@ mod files;
 mod trial;
 
 pub use files::Medium;
-pub use trial::{TrialHeader, TrialWriter, read_trial};
+pub use trial::{Stored, TrialHeader, TrialReader, TrialWriter, read_trial};
 
 use crate::plan_diff;
 use crate::{Error, Result};
+use bench_core::client::{Calibration, ServerFacts};
 use bench_core::plan::{Plan, Trial};
 use bench_core::provenance::{Build, Provenance, Resumption};
 use bench_core::shape::ModelFacts;
 use bench_core::trace::TrialTrace;
 use files::{Opener, create_file, read_text, sync_folder, write_whole};
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -27,8 +30,16 @@ use std::path::{Path, PathBuf};
 const PLAN: &str = "plan.json";
 const SPEC: &str = "spec.toml";
 const PROVENANCE: &str = "provenance.json";
+const CALIBRATION: &str = "calibration.json";
 const LOCK: &str = ".lock";
 const CELLS: &str = "cells";
+
+/// The content of `calibration.json`: by cell.
+#[derive(Serialize, Deserialize)]
+struct Calibrations {
+    schema_version: u32,
+    cells: BTreeMap<String, Calibration>,
+}
 
 /// Where a trial of the plan stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -156,40 +167,52 @@ impl RunFolder {
 
     /// Reads the trial's file to its end: a damaged one is an error, not a trial to run again.
     pub fn status(&self, trial: &Trial) -> Result<TrialStatus> {
-        Ok(match self.read(trial)? {
-            None => TrialStatus::Missing,
-            Some(trace) if trace.complete => TrialStatus::Complete,
-            Some(_) => TrialStatus::Incomplete,
-        })
+        let Some(stored) = self.stream(trial)? else { return Ok(TrialStatus::Missing) };
+        let mut status = TrialStatus::Incomplete;
+        for line in stored {
+            if let Stored::End { complete: true } = line? {
+                status = TrialStatus::Complete;
+            }
+        }
+        Ok(status)
     }
 
-    /// All stored trials, those of one cell together: cells in the plan's order, rounds ascending.
+    /// All stored trials, those of one cell together: cells in the plan's order, rounds ascending; for runs that
+    /// fit in memory.
     pub fn read_trials(&self) -> Result<Vec<TrialTrace>> {
         let mut traces = Vec::with_capacity(self.plan.trials.len());
         for cell in &self.plan.cells {
-            let mut own: Vec<_> = self.plan.trials.iter().filter(|t| t.cell == cell.id).collect();
-            own.sort_by_key(|t| t.round);
-            for trial in own {
-                traces.extend(self.read(trial)?);
+            for stored in self.streams(&cell.id) {
+                traces.push(trial::collect(stored?)?);
             }
         }
         Ok(traces)
     }
 
-    fn read(&self, trial: &Trial) -> Result<Option<TrialTrace>> {
+    /// The stored trials of cell `id`, rounds ascending, to be read line by line.
+    pub fn streams(&self, id: &str) -> impl Iterator<Item = Result<TrialReader>> {
+        let mut own: Vec<_> = self.plan.trials.iter().filter(|t| t.cell == id).collect();
+        own.sort_by_key(|t| t.round);
+        own.into_iter().filter_map(|trial| self.stream(trial).transpose())
+    }
+
+    /// The trial's file; `None` where there is none. It is checked to be this trial's.
+    fn stream(&self, trial: &Trial) -> Result<Option<TrialReader>> {
         let path = self.trial_path(trial);
         if !path.exists() {
             return Ok(None);
         }
-        let trace = read_trial(&path)?;
-        if (trace.trial, &trace.cell, trace.round) != (trial.index, &trial.cell, trial.round) {
+        let mut first = TrialReader::open(&path)?;
+        if let Some(Stored::Header(found)) = first.next().transpose()?
+            && (found.trial, &found.cell, found.round) != (trial.index, &trial.cell, trial.round)
+        {
             let problem = format!(
                 "this is trial {} (cell {}, round {}), expected trial {} of the plan: the file was moved",
-                trace.trial, trace.cell, trace.round, trial.index
+                found.trial, found.cell, found.round, trial.index
             );
             return Err(Error::Corrupt { path, line: 1, problem });
         }
-        Ok(Some(trace))
+        TrialReader::open(&path).map(Some)
     }
 
     /// Starts the file of one trial. It appears under its name when the writer is finished; an incomplete
@@ -211,6 +234,50 @@ impl RunFolder {
         }
         self.provenance.models.insert(label.to_owned(), facts.clone());
         self.write_provenance()
+    }
+
+    /// Adds what was found out about a model's server to the provenance.
+    pub fn record_server(&mut self, label: &str, facts: &ServerFacts) -> Result<()> {
+        if self.provenance.servers.get(label) == Some(facts) {
+            return Ok(());
+        }
+        self.provenance.servers.insert(label.to_owned(), facts.clone());
+        self.write_provenance()
+    }
+
+    /// Stores a file beside the trial's; one that stands there from an attempt that was cut is replaced.
+    pub fn write_beside(&self, trial: &Trial, name: &str, bytes: &[u8]) -> Result<()> {
+        let path = self.trial_path(trial).with_file_name(name);
+        let write = || {
+            path.parent().map_or(Ok(()), fs::create_dir_all)?;
+            write_whole(&path, bytes)
+        };
+        write().map_err(|source| Error::Write { path: path.clone(), folder: self.path.clone(), source })
+    }
+
+    /// What the load generator adds at the load of cell `id`; `None` where it was not measured.
+    pub fn calibration(&self, id: &str) -> Result<Option<Calibration>> {
+        Ok(self.calibrations()?.cells.remove(id))
+    }
+
+    /// Adds what was measured before the first trial of cell `id`; one that stands there stays.
+    pub fn record_calibration(&self, id: &str, calibration: &Calibration) -> Result<()> {
+        let mut known = self.calibrations()?;
+        known.cells.entry(id.to_owned()).or_insert_with(|| calibration.clone());
+        let path = self.path.join(CALIBRATION);
+        write_whole(&path, &pretty(&known)).map_err(|source| Error::Write {
+            path,
+            folder: self.path.clone(),
+            source,
+        })
+    }
+
+    fn calibrations(&self) -> Result<Calibrations> {
+        let path = self.path.join(CALIBRATION);
+        if path.exists() {
+            return read_json(&path);
+        }
+        Ok(Calibrations { schema_version: bench_core::SCHEMA_VERSION, cells: BTreeMap::new() })
     }
 
     fn write_provenance(&self) -> Result<()> {

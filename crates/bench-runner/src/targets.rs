@@ -2,16 +2,20 @@
 
 #[cfg(feature = "engine")]
 pub mod engine;
+#[cfg(feature = "http")]
+pub mod http;
 pub mod mock;
 pub mod null;
+pub mod secrets;
 
-#[cfg(not(feature = "engine"))]
+#[cfg(not(all(feature = "engine", feature = "http")))]
 use crate::Error;
 use crate::Result;
 use bench_core::clock::{Clock, MonotonicClock};
 use bench_core::plan::Plan;
 use bench_core::spec::TargetKind;
 use bench_core::target::Target;
+pub use secrets::Secrets;
 use std::sync::Arc;
 
 /// A target and the clock of its run.
@@ -20,8 +24,8 @@ pub struct Opened {
     pub clock: Arc<dyn Clock>,
 }
 
-/// Makes the target that `plan` names; nothing is loaded yet.
-pub fn open(plan: &Plan) -> Result<Opened> {
+/// Makes the target that `plan` names; nothing is loaded yet. A server is opened with `secrets`.
+pub fn open(plan: &Plan, secrets: Secrets) -> Result<Opened> {
     match plan.target.kind {
         TargetKind::Mock => {
             let target = mock::MockTarget::from_plan(plan);
@@ -30,11 +34,23 @@ pub fn open(plan: &Plan) -> Result<Opened> {
         }
         TargetKind::Null => Ok(real(null::NullTarget)),
         TargetKind::Engine => engine_target(plan),
+        TargetKind::Http => http_target(plan, secrets),
     }
 }
 
 fn real(target: impl Target + 'static) -> Opened {
     Opened { target: Box::new(target), clock: Arc::new(MonotonicClock::default()) }
+}
+
+#[cfg(feature = "http")]
+fn http_target(plan: &Plan, secrets: Secrets) -> Result<Opened> {
+    let clock: Arc<dyn Clock> = Arc::new(MonotonicClock::default());
+    Ok(Opened { target: Box::new(http::HttpTarget::new(plan, secrets, clock.clone())?), clock })
+}
+
+#[cfg(not(feature = "http"))]
+fn http_target(_plan: &Plan, _secrets: Secrets) -> Result<Opened> {
+    Err(Error::TargetNotBuilt { target: "http" })
 }
 
 #[cfg(feature = "engine")]

@@ -30,7 +30,15 @@ fn header(trial: &Trial) -> TrialHeader {
 
 fn request(events: usize) -> RequestTrace {
     let events = (0..events).map(|i| Event { at: Nanos(i as u64), kind: EventKind::EmptyChunk }).collect();
-    RequestTrace { repeat: 0, slot: 0, prompt_hash: "ab".to_owned(), kv_allocated_bytes: Some(5), events }
+    RequestTrace {
+        repeat: 0,
+        slot: 0,
+        prompt_hash: "ab".to_owned(),
+        kv_allocated_bytes: Some(5),
+        asked: None,
+        server: None,
+        events,
+    }
 }
 
 fn write(folder: &RunFolder, number: usize) -> Result<PathBuf> {

@@ -4,6 +4,7 @@
 
 use super::files::{Medium, Opener, Version, sync_folder, temporary};
 use crate::{Error, Result};
+use bench_core::client::{ClientHealth, Scrape};
 use bench_core::trace::{RequestTrace, TrialTrace};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -41,6 +42,8 @@ enum Line<'a> {
     Header(TrialHeader),
     Warmup(Cow<'a, RequestTrace>),
     Request(Cow<'a, RequestTrace>),
+    Client(ClientHealth),
+    Scrape(Scrape),
     Footer(Footer),
 }
 
@@ -79,6 +82,14 @@ impl TrialWriter {
 
     pub fn request(&mut self, request: &RequestTrace) -> Result<()> {
         self.line(&Line::Request(Cow::Borrowed(request)))
+    }
+
+    pub fn client(&mut self, health: ClientHealth) -> Result<()> {
+        self.line(&Line::Client(health))
+    }
+
+    pub fn scrape(&mut self, scrape: Scrape) -> Result<()> {
+        self.line(&Line::Scrape(scrape))
     }
 
     /// Writes the footer, makes the file durable and gives it its name; returns the path.
@@ -154,52 +165,100 @@ impl Write for Hashing {
     }
 }
 
-/// Reads one trial file and checks its footer; errors name the file and the line.
-pub fn read_trial(path: &Path) -> Result<TrialTrace> {
-    let io_error = |source| Error::Read { path: path.to_owned(), source };
-    let mut reader = BufReader::new(File::open(path).map_err(io_error)?);
-    let mut file = TrialReader { trace: None, footer: false, lines: 0, hasher: Sha256::new() };
-    let mut bytes = Vec::new();
-    let corrupt = |line, problem| Error::Corrupt { path: path.to_owned(), line, problem };
-    while reader.read_until(b'\n', &mut bytes).map_err(io_error)? > 0 {
-        file.take(&bytes).map_err(|problem| corrupt(file.lines + 1, problem))?;
-        file.lines += 1;
-        bytes.clear();
-    }
-    let cut = || corrupt(file.lines, "the file ends without its footer: it was cut after the run".to_owned());
-    file.trace.take().filter(|_| file.footer).ok_or_else(cut)
+/// What a trial file holds, line by line.
+#[derive(Debug)]
+pub enum Stored {
+    Header(TrialHeader),
+    Warmup(RequestTrace),
+    Request(RequestTrace),
+    Client(ClientHealth),
+    Scrape(Scrape),
+    /// The footer, after number and hash of the lines above were found right.
+    End {
+        complete: bool,
+    },
 }
 
-struct TrialReader {
-    trace: Option<TrialTrace>,
-    footer: bool,
+/// One trial file, read one line at a time: first the header, last the footer. Errors name the file and the line;
+/// after one there is nothing more. What comes before the footer is not yet known to be whole.
+pub struct TrialReader {
+    path: PathBuf,
+    reader: BufReader<File>,
+    bytes: Vec<u8>,
     lines: u64,
     hasher: Sha256,
+    state: State,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    Start,
+    Inside,
+    /// The footer was read.
+    Footer,
+    Over,
 }
 
 impl TrialReader {
-    fn take(&mut self, bytes: &[u8]) -> Result<(), String> {
-        if self.footer {
+    pub fn open(path: &Path) -> Result<Self> {
+        let io_error = |source| Error::Read { path: path.to_owned(), source };
+        Ok(Self {
+            path: path.to_owned(),
+            reader: BufReader::new(File::open(path).map_err(io_error)?),
+            bytes: Vec::new(),
+            lines: 0,
+            hasher: Sha256::new(),
+            state: State::Start,
+        })
+    }
+
+    fn read(&mut self) -> Result<Option<Stored>> {
+        self.bytes.clear();
+        let read = self.reader.read_until(b'\n', &mut self.bytes);
+        let read = read.map_err(|source| Error::Read { path: self.path.clone(), source })?;
+        if read == 0 {
+            if self.state == State::Footer {
+                return Ok(None);
+            }
+            let problem = "the file ends without its footer: it was cut after the run".to_owned();
+            return Err(Error::Corrupt { path: self.path.clone(), line: self.lines, problem });
+        }
+        let bytes = std::mem::take(&mut self.bytes);
+        let taken = self.take(&bytes);
+        self.bytes = bytes;
+        let line = self.lines + 1;
+        let stored = taken.map_err(|problem| Error::Corrupt { path: self.path.clone(), line, problem })?;
+        self.lines = line;
+        Ok(Some(stored))
+    }
+
+    fn take(&mut self, bytes: &[u8]) -> Result<Stored, String> {
+        if self.state == State::Footer {
             return Err("there is text after the footer: the file was edited after the run".to_owned());
         }
         if self.lines == 0 {
             check_version(bytes)?;
         }
         let line = serde_json::from_slice(bytes).map_err(|e| unreadable(&e))?;
-        match (line, &mut self.trace) {
-            (Line::Header(header), None) => self.trace = Some(empty_trace(header)),
-            (Line::Warmup(request), Some(trace)) => trace.warmup.push(request.into_owned()),
-            (Line::Request(request), Some(trace)) => trace.requests.push(request.into_owned()),
-            (Line::Footer(footer), Some(trace)) => {
-                trace.complete = footer.complete;
-                self.footer = true;
-                return self.verify(&footer);
+        let stored = match (line, self.state) {
+            (Line::Header(header), State::Start) => Stored::Header(header),
+            (Line::Header(_), _) => return Err("a second header: two files were joined".to_owned()),
+            (_, State::Start) => {
+                return Err("expected the trial's header first: the file was edited".to_owned());
             }
-            (Line::Header(_), Some(_)) => return Err("a second header: two files were joined".to_owned()),
-            (_, None) => return Err("expected the trial's header first: the file was edited".to_owned()),
-        }
+            (Line::Warmup(request), _) => Stored::Warmup(request.into_owned()),
+            (Line::Request(request), _) => Stored::Request(request.into_owned()),
+            (Line::Client(health), _) => Stored::Client(health),
+            (Line::Scrape(scrape), _) => Stored::Scrape(scrape),
+            (Line::Footer(footer), _) => {
+                self.state = State::Footer;
+                self.verify(&footer)?;
+                return Ok(Stored::End { complete: footer.complete });
+            }
+        };
+        self.state = State::Inside;
         self.hasher.update(bytes);
-        Ok(())
+        Ok(stored)
     }
 
     fn verify(&mut self, footer: &Footer) -> Result<(), String> {
@@ -213,6 +272,45 @@ impl TrialReader {
         }
         Ok(())
     }
+}
+
+impl Iterator for TrialReader {
+    type Item = Result<Stored>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.state == State::Over {
+            return None;
+        }
+        let next = self.read().transpose();
+        if !matches!(next, Some(Ok(_))) {
+            self.state = State::Over;
+        }
+        next
+    }
+}
+
+/// Reads one trial file whole and checks its footer; for trials that fit in memory.
+pub fn read_trial(path: &Path) -> Result<TrialTrace> {
+    collect(TrialReader::open(path)?)
+}
+
+pub(super) fn collect(reader: TrialReader) -> Result<TrialTrace> {
+    let path = reader.path.clone();
+    let mut found = None;
+    for stored in reader {
+        match (stored?, &mut found) {
+            (Stored::Header(header), _) => found = Some(empty_trace(header)),
+            (Stored::Warmup(request), Some(trace)) => trace.warmup.push(request),
+            (Stored::Request(request), Some(trace)) => trace.requests.push(request),
+            (Stored::Client(health), Some(trace)) => trace.client = Some(health),
+            (Stored::Scrape(scrape), Some(trace)) => trace.scrapes.push(scrape),
+            (Stored::End { complete }, Some(trace)) => trace.complete = complete,
+            // The reader gives the header first.
+            (_, None) => {}
+        }
+    }
+    let problem = "expected the trial's header first: the file was edited".to_owned();
+    found.ok_or(Error::Corrupt { path, line: 1, problem })
 }
 
 fn check_version(line: &[u8]) -> Result<(), String> {
@@ -241,6 +339,8 @@ fn empty_trace(header: TrialHeader) -> TrialTrace {
         started_at_unix_ms: header.started_at_unix_ms,
         warmup: Vec::new(),
         requests: Vec::new(),
+        client: None,
+        scrapes: Vec::new(),
     }
 }
 
