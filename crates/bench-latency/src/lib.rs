@@ -1,16 +1,28 @@
 //! From traces to latency: samples, cell figures, estimates with intervals, verdicts.
 //!
-//! Everything is derived from recorded events; nothing here runs, waits or reads a file. Definitions stand in
-//! `bench_core::metric`, interval arithmetic in `bench_core::stats`.
+//! Everything is derived from recorded events; nothing here runs, waits or reads a file. Requests come one at a
+//! time and are not kept, so that a cell of a million fits. Definitions stand in `bench_core::metric`, interval
+//! arithmetic in `bench_core::stats`.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod analysis;
+mod client;
+mod flight;
 mod life;
+mod request;
 mod sample;
+mod server;
 mod study;
 mod summary;
 mod verdict;
 mod window;
 
+pub use analysis::{Analysis, Analyzed};
+pub use client::{
+    ADDED_SHARE_LIMIT, CPU_SHARE_LIMIT, LATE_ROUNDS_LIMIT_MS, SHARED_CPU_LIMIT, SHARED_READS_LIMIT,
+    STALL_LIMIT_MS,
+};
+pub use request::{Attainment, Ended, ended};
 pub use sample::samples;
 pub use study::study_rows;
 pub use summary::summarise;

@@ -2,41 +2,45 @@
 //!
 //! A view for comparison with its tables; what the columns leave to be desired is not repaired here.
 
-use crate::Result;
-use crate::sample::samples;
-use bench_core::metric::Metric;
+use crate::{Result, summary};
 use bench_core::plan::{Cell, Plan};
 use bench_core::row::StudyLatencyRow;
-use bench_core::sample::Sample;
 use bench_core::spec::Chat;
 use bench_core::stats::Distribution;
 use bench_core::trace::TrialTrace;
 
-/// One row per cell of `plan` that has traces, in the plan's order. `trials` may be those of the whole run.
-///
-/// `p50_ms` is the median of `e2el_ms`, `p95_ms` and `p99_ms` stand at index ceil(q (n - 1)) of the sorted
-/// values, `TTFT_ms` is the median of `ttft_ms` over the same requests (the study ran one-token generations
-/// apart), and `TPOT_tokps` is the tokens asked for over the median seconds, as in the study's files.
+/// One row per cell of `plan` that has requests, in the plan's order. `trials` may be those of the whole run;
+/// for those that are at hand.
 pub fn study_rows(plan: &Plan, trials: &[TrialTrace], target: &str) -> Result<Vec<StudyLatencyRow>> {
     let mut rows = Vec::new();
     for cell in &plan.cells {
         let own: Vec<_> = trials.iter().filter(|t| t.cell == cell.id).cloned().collect();
-        if !own.is_empty() {
-            rows.push(row(plan, cell, &samples(plan, cell, &own, target)?)?);
-        }
+        rows.extend(summary::taken_in(plan, cell, &own, target)?.finish(false, None)?.study);
     }
     Ok(rows)
 }
 
-fn row(plan: &Plan, cell: &Cell, samples: &[Sample]) -> Result<StudyLatencyRow> {
-    let of = |metric| {
-        Distribution::new(samples.iter().filter(|s| s.metric == metric).filter_map(|s| s.value).collect())
-    };
-    let (ttft, e2el) = (of(Metric::Ttft)?, of(Metric::E2el)?);
-    let ttft_ms = ttft.quantile(0.5);
-    let p50_ms = e2el.quantile(0.5);
-    let at_index = |q: f64| e2el.at(1.0 + (q * (e2el.n() as f64 - 1.0)).ceil());
-    Ok(StudyLatencyRow {
+/// The times behind a row: `p50_ms` is the median of `e2el_ms`, `p95_ms` and `p99_ms` stand at index
+/// ceil(q (n - 1)) of the sorted values, and `ttft_ms` is the median over the same requests (the study ran
+/// one-token generations apart).
+#[derive(Debug, Default)]
+pub(crate) struct Times {
+    pub(crate) ttft_ms: Option<f64>,
+    /// p50, p95 and p99, in ms.
+    e2el: [Option<f64>; 3],
+}
+
+impl Times {
+    pub(crate) fn take_e2el(&mut self, e2el: &Distribution) {
+        let at_index = |q: f64| e2el.at(1.0 + (q * (e2el.n() as f64 - 1.0)).ceil());
+        self.e2el = [e2el.quantile(0.5), at_index(0.95), at_index(0.99)];
+    }
+}
+
+/// `TPOT_tokps` is the tokens asked for over the median seconds, as in the study's files.
+pub(crate) fn row(plan: &Plan, cell: &Cell, times: &Times) -> StudyLatencyRow {
+    let [p50_ms, p95_ms, p99_ms] = times.e2el;
+    StudyLatencyRow {
         model_short: cell.model.clone(),
         model: plan.model(&cell.model).map_or_else(|| cell.model.clone(), |m| m.id.clone()),
         model_type: match plan.target.chat {
@@ -46,12 +50,12 @@ fn row(plan: &Plan, cell: &Cell, samples: &[Sample]) -> Result<StudyLatencyRow> 
         .to_owned(),
         prompt_tokens: cell.prompt_tokens,
         gen_tokens: cell.output_tokens,
-        ttft_median_ms: ttft_ms,
+        ttft_median_ms: times.ttft_ms,
         p50_ms,
-        p95_ms: at_index(0.95),
-        p99_ms: at_index(0.99),
+        p95_ms,
+        p99_ms,
         tpot_tokps: p50_ms.filter(|&ms| ms > 0.0).map(|ms| f64::from(cell.output_tokens) / (ms / 1e3)),
         context_length: cell.prompt_tokens,
-        ttft_ms,
-    })
+        ttft_ms: times.ttft_ms,
+    }
 }

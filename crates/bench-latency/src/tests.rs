@@ -10,6 +10,9 @@ use bench_core::trace::{RequestTrace, TrialTrace};
 use bench_core::unit::Nanos;
 use std::fmt::Write as _;
 
+mod load;
+mod served;
+
 /// A request in words: `i` intended, `s` sent, `b` first byte, `e` empty chunk, `t3` / `r3` 3 final / reasoning
 /// tokens, `c16:4` counted 16 prompt and 4 output tokens, `k5` the same with 5 cached, `d` done, `x` failed;
 /// each `word@nanoseconds`.
@@ -46,6 +49,8 @@ fn request(repeat: u32, slot: u32, script: &str) -> RequestTrace {
         repeat,
         slot,
         prompt_hash: String::new(),
+        asked: None,
+        server: None,
         kv_allocated_bytes: None,
         events: events.collect(),
     }
@@ -53,7 +58,7 @@ fn request(repeat: u32, slot: u32, script: &str) -> RequestTrace {
 
 fn trial(cell: &Cell, requests: Vec<RequestTrace>) -> TrialTrace {
     TrialTrace {
-        schema_version: 1,
+        schema_version: bench_core::SCHEMA_VERSION,
         trial: 0,
         cell: cell.id.clone(),
         round: 0,
@@ -62,6 +67,8 @@ fn trial(cell: &Cell, requests: Vec<RequestTrace>) -> TrialTrace {
         started_at_unix_ms: 0,
         warmup: vec![request(0, 0, "i@0 s@0 x@1")],
         requests,
+        client: None,
+        scrapes: Vec::new(),
     }
 }
 
@@ -175,7 +182,7 @@ fn summary(repeats: u32, batch: u32, scripts: &[(u32, u32, &str)]) -> Summary {
     let plan = plan(repeats, batch);
     let cell = &plan.cells[0];
     let requests = scripts.iter().map(|(repeat, slot, script)| request(*repeat, *slot, script)).collect();
-    summarise(&plan, cell, &[trial(cell, requests)], false, "mock").unwrap()
+    summarise(&plan, cell, &[trial(cell, requests)], false, "mock", None).unwrap()
 }
 
 fn estimate(summary: &Summary, metric: Metric, stat: Stat) -> Option<f64> {
@@ -240,7 +247,7 @@ fn goodput_counts_requests_that_keep_every_limit() {
     ];
     let requests = requests.iter().enumerate().map(|(i, script)| request(i as u32, 0, script)).collect();
     let trials = [trial(&plan.cells[0], requests)];
-    let of = |plan: &Plan| summarise(plan, &plan.cells[0], &trials, false, "mock").unwrap();
+    let of = |plan: &Plan| summarise(plan, &plan.cells[0], &trials, false, "mock", None).unwrap();
     assert_eq!(estimate(&of(&plan), Metric::Goodput, Stat::Value), Some(2.0 * 1e9 / 2e7));
     plan.slo = None;
     assert!(of(&plan).estimates.iter().all(|e| e.metric != Metric::Goodput));
@@ -263,7 +270,7 @@ fn verdicts_name_their_reasons() {
     check_verdict(1, "i@0 s@11000000 t4@11000001 c16:4@11000002 d@11000003", &late);
     let plan = plan(1, 1);
     let trials = [trial(&plan.cells[0], vec![request(0, 0, good)])];
-    let debug = summarise(&plan, &plan.cells[0], &trials, true, "mock").unwrap();
+    let debug = summarise(&plan, &plan.cells[0], &trials, true, "mock", None).unwrap();
     assert_eq!(debug.verdict.reason_text(), "debug build");
 }
 
@@ -336,8 +343,8 @@ proptest::proptest! {
         let requests: Vec<_> = ttft.iter().enumerate().map(one).collect();
         let mut turned = requests.clone();
         turned.rotate_left(by);
-        let a = summarise(&plan, cell, &[trial(cell, requests)], false, "mock").unwrap();
-        let b = summarise(&plan, cell, &[trial(cell, turned)], false, "mock").unwrap();
+        let a = summarise(&plan, cell, &[trial(cell, requests)], false, "mock", None).unwrap();
+        let b = summarise(&plan, cell, &[trial(cell, turned)], false, "mock", None).unwrap();
         proptest::prop_assert_eq!(a, b);
     }
 }

@@ -1,120 +1,268 @@
 //! Figures of a whole cell: concurrency, the steady window and what was done inside it.
 //!
-//! Closed loop: `batch` requests run together, so full concurrency is `batch`. Rounds are windows of their own.
+//! Rounds are windows of their own. Of each request its instants are kept, 64 bytes; the arrivals of its tokens
+//! too, as long as a cell has few of them.
 
+use crate::flight::Flight;
 use crate::life::Life;
-use crate::sample;
+use crate::sample::{self, Setting};
+use bench_core::load::{Arrival, Load};
 use bench_core::metric::Metric;
 use bench_core::plan::{Cell, Slo};
 use bench_core::unit::Nanos;
+use std::collections::BTreeMap;
 
-/// How many requests were in flight when, within one round.
-struct Flight {
-    /// From this instant on: so many. Starts at the first request sent and ends with 0.
-    steps: Vec<(Nanos, u32)>,
+/// Chunks of a cell whose arrivals are kept. With more, the tokens of a request that reaches over an end of the
+/// window are taken as evenly spread from its first to its last; those of all others are counted as they are.
+const EXACT_CHUNKS: usize = 1_000_000;
+
+/// One request as the windows see it.
+#[derive(Debug)]
+struct Flown {
+    repeat: u32,
+    intended: Nanos,
+    sent: Option<Nanos>,
+    ended: Nanos,
+    done: Option<Done>,
 }
 
-impl Flight {
-    fn of(lives: &[Life]) -> Self {
-        let flying = || lives.iter().filter_map(|l| Some((l.sent?, l.ended)));
-        // At one instant ends come before starts: a request that follows another does not overlap it.
-        let mut changes: Vec<_> =
-            flying().flat_map(|(sent, ended)| [(sent, 1_i64), (ended.max(sent), -1)]).collect();
-        changes.sort_unstable();
-        let mut steps: Vec<(Nanos, u32)> = Vec::new();
-        let mut now = 0;
-        for (i, &(at, change)) in changes.iter().enumerate() {
-            now += change;
-            if changes.get(i + 1).is_none_or(|next| next.0 != at) {
-                steps.push((at, now.max(0) as u32));
-            }
+/// What a successful request brought.
+#[derive(Debug)]
+struct Done {
+    first: Nanos,
+    last: Nanos,
+    /// As the target counted them.
+    tokens: u32,
+    /// It kept every limit.
+    good: bool,
+}
+
+/// The requests of one round.
+#[derive(Debug, Default)]
+struct Round {
+    flown: Vec<Flown>,
+    /// Chunks of each request as they came; empty once they are too many.
+    chunks: Vec<Box<[(Nanos, u32)]>>,
+}
+
+/// The requests of a cell, round by round.
+#[derive(Debug)]
+pub(crate) struct Windows<'a> {
+    cell: &'a Cell,
+    slo: Option<&'a Slo>,
+    setting: Setting,
+    rounds: Vec<Round>,
+    /// Chunks of all requests so far.
+    chunks: usize,
+}
+
+/// What a trial's window is.
+#[derive(Debug, Clone, Copy)]
+enum Rule {
+    /// From the first moment with so many in flight to the last.
+    Full(u32),
+    /// From the moment at which as many are in flight as on average to the last intended start. With a ramp,
+    /// whose average means nothing, from the first intended start.
+    Schedule { settle: bool },
+    /// All at once: nothing is steady, the whole run is the window.
+    Whole,
+}
+
+impl Rule {
+    fn of(cell: &Cell) -> Self {
+        match &cell.load {
+            Load::Batch => Self::Full(cell.batch),
+            Load::Closed { concurrency } => Self::Full(*concurrency),
+            // Held back to so many at a time, all at once is a closed loop.
+            Load::Open { arrival: Arrival::Burst, max_concurrency: Some(most) } => Self::Full(*most),
+            Load::Open { arrival: Arrival::Burst, .. } => Self::Whole,
+            Load::Open { arrival, .. } => Self::Schedule { settle: !matches!(arrival, Arrival::Ramp { .. }) },
         }
-        Self { steps }
-    }
-
-    fn peak(&self) -> u32 {
-        self.steps.iter().map(|s| s.1).max().unwrap_or(0)
-    }
-
-    /// From the first moment with `full` in flight to the last.
-    fn steady(&self, full: u32) -> Option<(Nanos, Nanos)> {
-        let begin = self.steps.iter().find(|s| s.1 >= full)?.0;
-        let last = self.steps.iter().rposition(|s| s.1 >= full)?;
-        let end = self.steps.get(last + 1)?.0;
-        (end > begin).then_some((begin, end))
-    }
-
-    fn whole(&self) -> u64 {
-        match (self.steps.first(), self.steps.last()) {
-            (Some(first), Some(last)) => last.0.0 - first.0.0,
-            _ => 0,
-        }
-    }
-
-    /// Request-nanoseconds in flight, and nanoseconds in which any was.
-    fn load(&self) -> (f64, f64) {
-        self.steps.iter().zip(self.steps.iter().skip(1)).filter(|(a, _)| a.1 > 0).fold(
-            (0.0, 0.0),
-            |(sum, busy), (a, b)| {
-                let time = (b.0.0 - a.0.0) as f64;
-                (sum + time * f64::from(a.1), busy + time)
-            },
-        )
     }
 }
 
-/// Every figure of the cell; `None` where it does not exist. Goodput is there only where there are limits.
-pub(crate) fn figures(cell: &Cell, slo: Option<&Slo>, trials: &[Vec<Life>]) -> Vec<(Metric, Option<f64>)> {
-    let (mut steady, mut whole) = (0, 0);
-    let (mut tokens, mut requests, mut good) = (0.0, 0, 0);
-    let (mut sum, mut busy, mut peak) = (0.0, 0.0, 0);
-    for lives in trials {
-        let flight = Flight::of(lives);
-        peak = peak.max(flight.peak());
-        whole += flight.whole();
-        let load = flight.load();
-        (sum, busy) = (sum + load.0, busy + load.1);
-        if let Some((begin, end)) = flight.steady(cell.batch) {
+/// Requests intended and not ended, averaged over the second and over the last quarter of the schedule.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Growth {
+    pub(crate) early: f64,
+    pub(crate) late: f64,
+}
+
+/// What the windows come to.
+#[derive(Debug)]
+pub(crate) struct Flights {
+    /// `None` where a figure does not exist. Goodput and growth are there only where they have a meaning.
+    pub(crate) figures: Vec<(Metric, Option<f64>)>,
+    pub(crate) growth: Option<Growth>,
+    pub(crate) peak: u32,
+}
+
+impl<'a> Windows<'a> {
+    pub(crate) fn new(cell: &'a Cell, slo: Option<&'a Slo>, setting: Setting) -> Self {
+        Self { cell, slo, setting, rounds: Vec::new(), chunks: 0 }
+    }
+
+    pub(crate) fn round(&mut self) {
+        self.rounds.push(Round::default());
+    }
+
+    pub(crate) fn heap_bytes(&self) -> usize {
+        let of = |round: &Round| {
+            let chunks = round.chunks.iter().map(|c| size_of_val(c) + size_of_val(&**c));
+            round.flown.capacity() * size_of::<Flown>() + chunks.sum::<usize>()
+        };
+        self.rounds.iter().map(of).sum()
+    }
+
+    pub(crate) fn add(&mut self, life: &Life) {
+        let t = &life.timeline;
+        self.chunks += t.chunks.len();
+        let many = self.chunks > EXACT_CHUNKS;
+        if many {
+            self.rounds.iter_mut().for_each(|r| r.chunks = Vec::new());
+        }
+        let Some(round) = self.rounds.last_mut() else { return };
+        if !many {
+            round.chunks.push(t.chunks.as_slice().into());
+        }
+        let of = |(first, last): (Nanos, Nanos)| Done {
+            first,
+            last,
+            tokens: t.token_count().min(u64::from(u32::MAX)) as u32,
+            good: self.slo.is_some_and(|slo| meets(slo, life, self.setting)),
+        };
+        round.flown.push(Flown {
+            repeat: life.repeat,
+            intended: t.intended,
+            sent: life.sent,
+            ended: life.ended,
+            done: t.first_token().zip(t.last_token()).filter(|_| life.succeeded()).map(of),
+        });
+    }
+
+    pub(crate) fn flights(&self) -> Flights {
+        let (mut steady, mut whole) = (0, 0);
+        let (mut tokens, mut requests, mut good) = (0.0, 0, 0);
+        let (mut sum, mut busy, mut peak) = (0.0, 0.0, 0);
+        for round in &self.rounds {
+            let flight = Flight::of(round.flown.iter().filter_map(|f| Some((f.sent?, f.ended))));
+            peak = peak.max(flight.peak());
+            whole += flight.whole().map_or(0, |(begin, end)| end.0 - begin.0);
+            let load = flight.load();
+            (sum, busy) = (sum + load.0, busy + load.1);
+            let Some((begin, end)) = self.window(&round.flown, &flight) else { continue };
             steady += end.0 - begin.0;
-            for life in lives.iter().filter(|l| l.succeeded()) {
-                tokens += tokens_within(life, begin, end);
-                let ended_inside = begin < life.ended && life.ended <= end;
+            for (i, flown) in round.flown.iter().enumerate() {
+                let Some(done) = &flown.done else { continue };
+                tokens += done.tokens_within(round.chunks.get(i).map(|c| &**c), begin, end);
+                let ended_inside = begin < flown.ended && flown.ended <= end;
                 requests += u64::from(ended_inside);
-                good += u64::from(ended_inside && slo.is_some_and(|slo| meets(slo, life)));
+                good += u64::from(ended_inside && done.good);
+            }
+        }
+        let all = || self.rounds.iter().flat_map(|r| &r.flown);
+        let (started, succeeded) = (all().count(), all().filter(|f| f.done.is_some()).count());
+        let per_second = |count: f64| (steady > 0).then(|| count * 1e9 / steady as f64);
+        let mut figures = vec![
+            (Metric::SystemTokenRate, per_second(tokens)),
+            (Metric::SystemRequestRate, per_second(requests as f64)),
+            (Metric::SteadyWindow, (steady > 0).then(|| Nanos(steady).as_ms())),
+            (Metric::SteadyWindowShare, (whole > 0).then(|| steady as f64 / whole as f64)),
+            (Metric::PeakConcurrency, (started > 0).then(|| f64::from(peak))),
+            (Metric::MeanConcurrency, (busy > 0.0).then(|| sum / busy)),
+            (Metric::SuccessRate, (started > 0).then(|| succeeded as f64 / started as f64)),
+        ];
+        if self.slo.is_some() {
+            figures.push((Metric::Goodput, per_second(good as f64)));
+        }
+        let growth = self.growth();
+        if let Some(growth) = growth {
+            figures.push((Metric::InFlightGrowth, Some(growth.late / growth.early - 1.0)));
+        }
+        Flights { figures, growth, peak }
+    }
+
+    fn window(&self, round: &[Flown], flight: &Flight) -> Option<(Nanos, Nanos)> {
+        match Rule::of(self.cell) {
+            Rule::Full(full) if self.cell.load != Load::Batch && self.cell.requests_per_repeat > 1 => {
+                conversations(round).full(full)
+            }
+            Rule::Full(full) => flight.full(full),
+            Rule::Whole => flight.whole().filter(|(begin, end)| begin < end),
+            Rule::Schedule { settle } => {
+                let (first, last) = schedule(round)?;
+                let level = if settle { flight.mean(first, last)? } else { 0.0 };
+                Some((flight.reaches(level, first, last)?, last))
             }
         }
     }
-    let started = trials.iter().flatten().count();
-    let succeeded = trials.iter().flatten().filter(|l| l.succeeded()).count();
-    let per_second = |count: f64| (steady > 0).then(|| count * 1e9 / steady as f64);
-    let mut figures = vec![
-        (Metric::SystemTokenRate, per_second(tokens)),
-        (Metric::SystemRequestRate, per_second(requests as f64)),
-        (Metric::SteadyWindow, (steady > 0).then(|| Nanos(steady).as_ms())),
-        (Metric::SteadyWindowShare, (whole > 0).then(|| steady as f64 / whole as f64)),
-        (Metric::PeakConcurrency, (started > 0).then(|| f64::from(peak))),
-        (Metric::MeanConcurrency, (busy > 0.0).then(|| sum / busy)),
-        (Metric::SuccessRate, (started > 0).then(|| succeeded as f64 / started as f64)),
-    ];
-    if slo.is_some() {
-        figures.push((Metric::Goodput, per_second(good as f64)));
+
+    /// Of an open loop whose rate is the same throughout; `None` for others, and where the second quarter is
+    /// empty.
+    fn growth(&self) -> Option<Growth> {
+        let Load::Open { arrival, .. } = &self.cell.load else { return None };
+        if !matches!(arrival, Arrival::Constant { .. } | Arrival::Poisson { .. } | Arrival::Gamma { .. }) {
+            return None;
+        }
+        let (mut early, mut late, mut time) = (0.0, 0.0, 0.0);
+        for round in &self.rounds {
+            let Some((first, last)) = schedule(&round.flown) else { continue };
+            let waiting = Flight::of(round.flown.iter().map(|f| (f.intended, f.ended)));
+            let quarter = Nanos((last.0 - first.0) / 4);
+            let length = quarter.0 as f64;
+            early += length * waiting.mean(first + quarter, first + quarter + quarter)?;
+            late += length * waiting.mean(Nanos(last.0 - quarter.0), last)?;
+            time += length;
+        }
+        (early > 0.0).then(|| Growth { early: early / time, late: late / time })
     }
-    figures
+}
+
+/// First and last intended start; `None` where they are the same.
+fn schedule(round: &[Flown]) -> Option<(Nanos, Nanos)> {
+    let first = round.iter().map(|f| f.intended).min()?;
+    let last = round.iter().map(|f| f.intended).max()?;
+    (first < last).then_some((first, last))
+}
+
+/// Each conversation from its first turn sent to its last one ended: while its user thinks it is still one of
+/// those that the loop holds.
+fn conversations(round: &[Flown]) -> Flight {
+    let mut spans = BTreeMap::<u32, (Nanos, Nanos)>::new();
+    for (repeat, sent, ended) in round.iter().filter_map(|f| Some((f.repeat, f.sent?, f.ended))) {
+        let span = spans.entry(repeat).or_insert((sent, ended));
+        *span = (span.0.min(sent), span.1.max(ended));
+    }
+    Flight::of(spans.into_values())
 }
 
 /// Whether `life` keeps every limit that is set. A single token has no time per output token to exceed.
-fn meets(slo: &Slo, life: &Life) -> bool {
+pub(crate) fn meets(slo: &Slo, life: &Life, setting: Setting) -> bool {
     let limits = [(Metric::Ttft, slo.ttft_ms), (Metric::Tpot, slo.tpot_ms), (Metric::E2el, slo.e2el_ms)];
-    limits.iter().all(|(metric, limit)| match (sample::of_request(*metric, life, ""), limit) {
+    limits.iter().all(|(metric, limit)| match (sample::of_request(*metric, life, setting), limit) {
         (Some(value), Some(limit)) => value <= *limit,
         _ => true,
     })
 }
 
-/// Output tokens of `life` in (begin, end]. Where the target counted other than was seen, its count is spread
-/// over the tokens that were seen.
-fn tokens_within(life: &Life, begin: Nanos, end: Nanos) -> f64 {
-    let inside = |at: Nanos| begin < at && at <= end;
-    let seen: u64 = life.timeline.chunks.iter().filter(|c| inside(c.0)).map(|c| u64::from(c.1)).sum();
-    seen as f64 * life.timeline.token_count() as f64 / life.seen_tokens() as f64
+impl Done {
+    /// Output tokens in (begin, end]. Where the target counted other than was seen, its count is spread over the
+    /// tokens that were seen.
+    fn tokens_within(&self, chunks: Option<&[(Nanos, u32)]>, begin: Nanos, end: Nanos) -> f64 {
+        let inside = |at: Nanos| begin < at && at <= end;
+        let tokens = f64::from(self.tokens);
+        if let Some(chunks) = chunks {
+            let seen: u64 = chunks.iter().map(|c| u64::from(c.1)).sum();
+            let within: u64 = chunks.iter().filter(|c| inside(c.0)).map(|c| u64::from(c.1)).sum();
+            return within as f64 * tokens / seen as f64;
+        }
+        match (inside(self.first), inside(self.last)) {
+            (true, true) => tokens,
+            _ if self.last <= begin || self.first > end => 0.0,
+            _ => {
+                let overlap = self.last.min(end).0 - self.first.max(begin).0;
+                tokens * overlap as f64 / (self.last.0 - self.first.0) as f64
+            }
+        }
+    }
 }

@@ -20,14 +20,14 @@ pub enum Error {
     Value { path: PathBuf, line: usize, column: &'static str, value: String, expected: String },
     #[error(
         "two rows for {metric} {stat} of model {model}, {prompt_tokens} prompt and {output_tokens} output tokens, \
-         batch {batch} in run {run_id}; each may stand there once"
+         {load} in run {run_id}; each may stand there once"
     )]
     Duplicate {
         run_id: String,
         model: String,
         prompt_tokens: u32,
         output_tokens: u32,
-        batch: u32,
+        load: String,
         metric: &'static str,
         stat: String,
     },

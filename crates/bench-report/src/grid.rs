@@ -8,42 +8,83 @@ use bench_core::metric::Metric;
 
 /// A table of figures, before it is set in any format.
 pub(crate) struct Grid<'a> {
+    /// The key columns behind the model's.
+    keys: Vec<&'static Key>,
     /// The statistics that have a value in some row; the others would be empty columns.
     pub shown: Vec<&'static Shown>,
     pub rows: Vec<GridRow<'a>>,
-    /// Why cells are INVALID, each text once, in order of appearance.
-    pub reasons: Vec<&'a str>,
+    /// Why cells are INVALID, and what must be known of others, each once, in order of appearance.
+    pub reasons: Vec<Remark<'a>>,
+}
+
+/// A footnote.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Remark<'a> {
+    /// `INVALID`, or `Note` on a cell that is valid.
+    pub head: &'static str,
+    pub text: &'a str,
 }
 
 /// One cell of the study.
 pub(crate) struct GridRow<'a> {
     pub model: &'a str,
-    /// Prompt, output, batch, n, success in per cent.
-    pub keys: [String; KEYS.len()],
+    /// In the order of the key columns.
+    pub keys: Vec<String>,
     /// In the order of `Grid::shown`.
     pub figures: Vec<Option<Rounded>>,
     /// Index into `Grid::reasons`.
     pub reason: Option<usize>,
 }
 
-/// Heads of the key columns behind the model's: name and unit.
-const KEYS: [(&str, &str); 5] =
-    [("Prompt", "tok"), ("Output", "tok"), ("Batch", ""), ("n", ""), ("Success", "%")];
+/// A column that says which cell a row is, and how it went.
+struct Key {
+    name: &'static str,
+    unit: &'static str,
+    text: fn(&WideRow) -> String,
+    /// Whether a table of these cells has the column.
+    shown: fn(&[WideRow]) -> bool,
+}
+
+const KEYS: [Key; 6] = [
+    Key { name: "Prompt", unit: "tok", text: |c| c.prompt_tokens.to_string(), shown: |_| true },
+    Key { name: "Output", unit: "tok", text: |c| c.output_tokens.to_string(), shown: |_| true },
+    Key {
+        name: "Batch",
+        unit: "",
+        text: |c| c.batch.to_string(),
+        // With a server it is always 1.
+        shown: |cells| cells.is_empty() || cells.iter().any(|c| c.load.is_batch()),
+    },
+    Key {
+        name: "Load",
+        unit: "",
+        text: |c| c.load.to_string(),
+        shown: |cells| cells.iter().any(|c| !c.load.is_batch()),
+    },
+    Key { name: "n", unit: "", text: |c| c.n.map_or_else(String::new, |n| n.to_string()), shown: |_| true },
+    Key {
+        name: "Success",
+        unit: "%",
+        text: |c| c.success_rate.map_or_else(String::new, percent),
+        shown: |_| true,
+    },
+];
 
 impl<'a> Grid<'a> {
     pub(crate) fn new(cells: &[WideRow<'a>]) -> Self {
         let kept: Vec<usize> = (0..FIGURES.len())
             .filter(|&i| FIGURES[i].printed && cells.iter().any(|c| c.figures[i].value.is_some()))
             .collect();
+        let keys: Vec<&Key> = KEYS.iter().filter(|k| (k.shown)(cells)).collect();
         let mut reasons = Vec::new();
-        let rows = cells.iter().map(|cell| grid_row(cell, &kept, &mut reasons)).collect();
-        Self { shown: kept.iter().map(|&i| &FIGURES[i]).collect(), rows, reasons }
+        let rows = cells.iter().map(|cell| grid_row(cell, &keys, &kept, &mut reasons)).collect();
+        Self { keys, shown: kept.iter().map(|&i| &FIGURES[i]).collect(), rows, reasons }
     }
 
     /// Two lines per column behind the model's: name, then statistic and unit.
     pub(crate) fn head(&self) -> Vec<(String, String)> {
         let in_brackets = |unit: &str| if unit.is_empty() { String::new() } else { format!("({unit})") };
-        let keys = KEYS.iter().map(|(name, unit)| ((*name).to_owned(), in_brackets(unit)));
+        let keys = self.keys.iter().map(|k| (k.name.to_owned(), in_brackets(k.unit)));
         let figures = self.shown.iter().map(|shown| {
             let (name, stat) = shown.heading();
             (name, format!("{stat} {}", in_brackets(shown.metric.def().unit)).trim().to_owned())
@@ -69,7 +110,12 @@ impl<'a> Grid<'a> {
     }
 }
 
-fn grid_row<'a>(cell: &WideRow<'a>, kept: &[usize], reasons: &mut Vec<&'a str>) -> GridRow<'a> {
+fn grid_row<'a>(
+    cell: &WideRow<'a>,
+    keys: &[&Key],
+    kept: &[usize],
+    reasons: &mut Vec<Remark<'a>>,
+) -> GridRow<'a> {
     let figures = kept.iter().map(|&i| {
         let figure = cell.figures[i];
         let mut rounded = round(figure.value?, figure.low, figure.high);
@@ -78,22 +124,21 @@ fn grid_row<'a>(cell: &WideRow<'a>, kept: &[usize], reasons: &mut Vec<&'a str>) 
         }
         Some(rounded)
     });
-    let reason = (!cell.is_valid()).then(|| {
-        let text = if cell.verdict_reason.is_empty() { "no reason given" } else { cell.verdict_reason };
-        reasons.iter().position(|r| *r == text).unwrap_or_else(|| {
-            reasons.push(text);
+    let remark = match (cell.is_valid(), cell.verdict_reason) {
+        (true, "") => None,
+        (true, text) => Some(Remark { head: "Note", text }),
+        (false, "") => Some(Remark { head: "INVALID", text: "no reason given" }),
+        (false, text) => Some(Remark { head: "INVALID", text }),
+    };
+    let reason = remark.map(|remark| {
+        reasons.iter().position(|r| *r == remark).unwrap_or_else(|| {
+            reasons.push(remark);
             reasons.len() - 1
         })
     });
     GridRow {
         model: cell.model,
-        keys: [
-            cell.prompt_tokens.to_string(),
-            cell.output_tokens.to_string(),
-            cell.batch.to_string(),
-            cell.n.map_or_else(String::new, |n| n.to_string()),
-            cell.success_rate.map_or_else(String::new, percent),
-        ],
+        keys: keys.iter().map(|k| (k.text)(cell)).collect(),
         figures: figures.collect(),
         reason,
     }

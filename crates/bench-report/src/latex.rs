@@ -90,7 +90,7 @@ fn notes(run: &RunInput, grid: &Grid) -> String {
     let mut text = String::new();
     for (index, reason) in grid.reasons.iter().enumerate() {
         let sign = footnote_sign(index);
-        let _ = writeln!(text, "\\textsuperscript{{{sign}}}\\,INVALID: {}.\\\\", escape(reason));
+        let _ = writeln!(text, "\\textsuperscript{{{sign}}}\\,{}: {}.\\\\", reason.head, escape(reason.text));
     }
     let _ = writeln!(
         text,

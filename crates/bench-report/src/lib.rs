@@ -9,6 +9,7 @@ mod figure;
 mod file;
 mod grid;
 mod latex;
+mod load;
 mod order;
 mod rebuild;
 mod round;

@@ -1,6 +1,7 @@
 //! The one order of rows, so that equal content is equal bytes however it was gathered.
 
 use crate::Error;
+use crate::load::LoadText;
 use bench_core::metric::Metric;
 use bench_core::row::Row;
 use std::cmp::Ordering;
@@ -34,14 +35,20 @@ fn metric_rank(key: &str) -> usize {
 
 /// Orders by the cell alone.
 pub(crate) fn by_cell(a: &Row, b: &Row) -> Ordering {
-    (&a.run_id, &a.model, a.prompt_tokens, a.output_tokens, a.batch, &a.target).cmp(&(
-        &b.run_id,
-        &b.model,
-        b.prompt_tokens,
-        b.output_tokens,
-        b.batch,
-        &b.target,
-    ))
+    let sizes = |r: &Row| (r.prompt_tokens, r.output_tokens, r.batch);
+    (&a.run_id, &a.model, sizes(a))
+        .cmp(&(&b.run_id, &b.model, sizes(b)))
+        .then_with(|| by_load(a, b))
+        .then_with(|| a.target.cmp(&b.target))
+}
+
+/// By level within a kind of load; no level comes first.
+fn by_load(a: &Row, b: &Row) -> Ordering {
+    let rate = |r: &Row| r.request_rate.unwrap_or(f64::NEG_INFINITY);
+    a.load
+        .cmp(&b.load)
+        .then_with(|| rate(a).total_cmp(&rate(b)))
+        .then_with(|| a.concurrency.cmp(&b.concurrency))
 }
 
 fn by_statistic(a: &Row, b: &Row) -> Ordering {
@@ -53,7 +60,7 @@ fn by_statistic(a: &Row, b: &Row) -> Ordering {
         .then_with(|| a.stat.cmp(&b.stat))
 }
 
-/// Rows by run, model, prompt, output, batch, target, metric, statistic; the same figure twice is an error,
+/// Rows by run, model, prompt, output, batch, load, target, metric, statistic; the same figure twice is an error,
 /// because nothing could say which one holds.
 pub(crate) fn sorted<'a>(rows: impl IntoIterator<Item = &'a Row>) -> Result<Vec<&'a Row>, Error> {
     let mut rows: Vec<&Row> = rows.into_iter().collect();
@@ -66,7 +73,7 @@ pub(crate) fn sorted<'a>(rows: impl IntoIterator<Item = &'a Row>) -> Result<Vec<
             model: pair[0].model.clone(),
             prompt_tokens: pair[0].prompt_tokens,
             output_tokens: pair[0].output_tokens,
-            batch: pair[0].batch,
+            load: LoadText::of(pair[0]).to_string(),
             metric: pair[0].metric,
             stat: pair[0].stat.clone(),
         }),

@@ -119,7 +119,7 @@ fn with_interval(figure: &Rounded) -> String {
 fn notes(grid: &Grid, escape: impl Fn(&str) -> String) -> String {
     let mut text = String::new();
     for (index, reason) in grid.reasons.iter().enumerate() {
-        let _ = writeln!(text, "\n({}) INVALID: {}", footnote_sign(index), escape(reason));
+        let _ = writeln!(text, "\n({}) {}: {}", footnote_sign(index), reason.head, escape(reason.text));
     }
     text
 }

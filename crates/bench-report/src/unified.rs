@@ -8,7 +8,7 @@ use crate::{Error, order};
 use bench_core::SCHEMA_VERSION;
 use bench_core::metric::Metric;
 use bench_core::row::Row;
-use bench_core::sample::IntervalMethod;
+use bench_core::sample::{IntervalMethod, TokenSource};
 use polars::prelude::*;
 use polars_io::SerReader;
 use polars_io::SerWriter;
@@ -18,8 +18,8 @@ use polars_io::parquet::write::ParquetWriter;
 use std::fs::{self, File};
 use std::path::Path;
 
-/// Writes the rows as CSV, columns as in `row::COLUMNS`, sorted by run, model, prompt, output, batch, metric,
-/// statistic.
+/// Writes the rows as CSV, columns as in `row::COLUMNS`, sorted by run, model, prompt, output, batch, load,
+/// metric, statistic.
 pub fn write(path: &Path, rows: &[Row]) -> Result<(), Error> {
     write_csv(path, &mut frame(path, &order::sorted(rows)?)?)
 }
@@ -48,19 +48,26 @@ pub(crate) fn frame(path: &Path, rows: &[&Row]) -> Result<DataFrame, Error> {
         whole("prompt_tokens", rows, |r| r.prompt_tokens.into()),
         whole("output_tokens", rows, |r| r.output_tokens.into()),
         whole("batch", rows, |r| r.batch.into()),
+        text("load", rows, |r| &r.load),
+        UInt32Chunked::from_iter_options("concurrency".into(), rows.iter().map(|r| r.concurrency))
+            .into_column(),
+        real("request_rate", rows, |r| r.request_rate),
         text("metric", rows, |r| r.metric),
         text("unit", rows, |r| r.unit),
         text("stat", rows, |r| &r.stat),
         real("value", rows, |r| r.value),
         real("ci_low", rows, |r| r.ci_low),
         real("ci_high", rows, |r| r.ci_high),
+        real("instrument_error", rows, |r| r.instrument_error),
         text("ci_method", rows, |r| r.ci_method.unwrap_or_default()),
         whole("n", rows, |r| r.n),
         whole("missing", rows, |r| r.missing),
         BooleanChunked::from_iter_options("bounded".into(), rows.iter().map(|r| r.bounded)).into_column(),
         real("success_rate", rows, |r| r.success_rate),
+        text("token_source", rows, |r| r.token_source),
         text("verdict", rows, |r| r.verdict),
         text("verdict_reason", rows, |r| &r.verdict_reason),
+        text("client_verdict", rows, |r| &r.client_verdict),
         whole("schema_version", rows, |r| r.schema_version.into()),
     ];
     DataFrame::new(rows.len(), columns)
@@ -135,19 +142,25 @@ impl<'a> Table<'a> {
             prompt_tokens: self.parse(record, "prompt_tokens", "a whole number")?,
             output_tokens: self.parse(record, "output_tokens", "a whole number")?,
             batch: self.parse(record, "batch", "a whole number")?,
+            load: self.required(record, "load")?,
+            concurrency: self.optional(record, "concurrency", "a whole number")?,
+            request_rate: self.real(record, "request_rate")?,
             metric: metric.key,
             unit: self.one_of(record, "unit", &[metric.unit])?,
             stat,
             value: self.real(record, "value")?,
             ci_low: self.real(record, "ci_low")?,
             ci_high: self.real(record, "ci_high")?,
+            instrument_error: self.real(record, "instrument_error")?,
             ci_method: self.ci_method(record)?,
             n: self.parse(record, "n", "a whole number")?,
             missing: self.parse(record, "missing", "a whole number")?,
             bounded: self.optional(record, "bounded", "`true` or `false`")?,
             success_rate: self.real(record, "success_rate")?,
+            token_source: self.optional_of(record, "token_source", &TokenSource::KEYS)?.unwrap_or_default(),
             verdict: self.one_of(record, "verdict", &["VALID", "INVALID"])?,
             verdict_reason: self.text(record, "verdict_reason").to_owned(),
+            client_verdict: self.text(record, "client_verdict").to_owned(),
             schema_version,
         })
     }
@@ -206,10 +219,19 @@ impl<'a> Table<'a> {
     fn ci_method(&self, record: usize) -> Result<Option<&'static str>, Error> {
         use IntervalMethod::{ClusterBootstrap, OrderStatistic, StudentT, Wilson};
         let methods = [OrderStatistic, StudentT, ClusterBootstrap, Wilson].map(IntervalMethod::key);
-        if self.text(record, "ci_method").is_empty() {
+        self.optional_of(record, "ci_method", &methods)
+    }
+
+    fn optional_of(
+        &self,
+        record: usize,
+        column: &'static str,
+        valid: &[&'static str],
+    ) -> Result<Option<&'static str>, Error> {
+        if self.text(record, column).is_empty() {
             return Ok(None);
         }
-        self.one_of(record, "ci_method", &methods).map(Some)
+        self.one_of(record, column, valid).map(Some)
     }
 
     fn one_of(

@@ -2,6 +2,7 @@
 //!
 //! Which statistics it shows stands in `FIGURES` alone; column names, headings and captions follow from it.
 
+use crate::load::LoadText;
 use crate::order::by_cell;
 use bench_core::metric::{Metric, MetricDef};
 use bench_core::row::Row;
@@ -97,11 +98,14 @@ pub(crate) struct WideRow<'a> {
     pub prompt_tokens: u32,
     pub output_tokens: u32,
     pub batch: u32,
+    pub load: LoadText<'a>,
     /// Requests that gave a TTFT.
     pub n: Option<u64>,
     pub success_rate: Option<f64>,
+    pub token_source: &'a str,
     pub verdict: &'a str,
     pub verdict_reason: &'a str,
+    pub client_verdict: &'a str,
     /// In the order of `FIGURES`.
     pub figures: [Figure; FIGURES.len()],
 }
@@ -149,19 +153,24 @@ fn cell<'a>(rows: &[&'a Row], keys: &[(&str, String); FIGURES.len()]) -> WideRow
         prompt_tokens: first.prompt_tokens,
         output_tokens: first.output_tokens,
         batch: first.batch,
+        load: LoadText::of(first),
         n,
         success_rate: first.success_rate,
+        token_source: first.token_source,
         verdict: first.verdict,
         verdict_reason: &first.verdict_reason,
+        client_verdict: &first.client_verdict,
         figures,
     }
 }
 
 /// Column names, unit last.
 pub(crate) fn columns() -> Vec<String> {
-    let keys = ["run_id", "target", "model", "prompt_tokens", "output_tokens", "batch", "n", "success_rate"];
-    let mut names: Vec<String> = keys.iter().map(ToString::to_string).collect();
-    names.extend(["verdict".to_owned(), "verdict_reason".to_owned()]);
+    let cell =
+        ["run_id", "target", "model", "prompt_tokens", "output_tokens", "batch", "load", "concurrency"];
+    let quality =
+        ["request_rate", "n", "success_rate", "token_source", "verdict", "verdict_reason", "client_verdict"];
+    let mut names: Vec<String> = cell.iter().chain(&quality).map(ToString::to_string).collect();
     for figure in &FIGURES {
         names.push(figure.column(""));
         if figure.interval {
@@ -173,6 +182,7 @@ pub(crate) fn columns() -> Vec<String> {
 
 /// The values of `columns`; a missing one is `null`.
 pub(crate) fn values(row: &WideRow) -> Vec<Value> {
+    let text = |text: &str| json!((!text.is_empty()).then_some(text));
     let mut values = vec![
         json!(row.run_id),
         json!(row.target),
@@ -180,10 +190,15 @@ pub(crate) fn values(row: &WideRow) -> Vec<Value> {
         json!(row.prompt_tokens),
         json!(row.output_tokens),
         json!(row.batch),
+        json!(row.load.kind),
+        json!(row.load.concurrency),
+        json!(row.load.rate),
         json!(row.n),
         json!(row.success_rate),
+        text(row.token_source),
         json!(row.verdict),
-        json!((!row.verdict_reason.is_empty()).then_some(row.verdict_reason)),
+        text(row.verdict_reason),
+        text(row.client_verdict),
     ];
     for (figure, shown) in row.figures.iter().zip(&FIGURES) {
         values.push(json!(figure.value));

@@ -1,4 +1,4 @@
-//! Figures: a metric over prompt length, one line per model, output length and batch, with intervals.
+//! Figures: a metric over prompt length or load, one line per model, output length and load, with intervals.
 //!
 //! `series` says what is drawn, `layout` where, `axis` how numbers become places, `paint` puts it into SVG or
 //! PNG. Nothing here knows a file; the same cells give the same bytes.
@@ -19,7 +19,7 @@ pub(crate) struct Drawn {
     pub png: Vec<u8>,
 }
 
-/// Draws the median of `metric` over prompt tokens.
+/// Draws the median of `metric` over prompt tokens, or over the levels of the load.
 pub(crate) fn draw(metric: Metric, run: &RunInput, cells: &[WideRow]) -> Result<Drawn, Error> {
     let failed = |message: String| Error::Figure { metric: metric.def().key, message };
     paint::register_font().map_err(failed)?;
