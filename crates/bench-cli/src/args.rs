@@ -1,9 +1,21 @@
 //! The arguments as typed. Names follow llama-bench where its letters apply, config keys elsewhere.
 
-use bench_core::spec::{ActivationDtype, ExpertDtype, TargetKind};
+use bench_core::spec::{ActivationDtype, ExpertDtype};
 use bench_report::Format;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
+
+mod instrument;
+mod latency;
+mod search;
+mod serve;
+mod vllm;
+
+pub use instrument::{CalibrateArgs, MockServerArgs};
+pub use latency::{LatencyArgs, SaveArgs};
+pub use search::{Over, SearchArgs};
+pub use serve::{Backend, LoadArgs, Pattern, PromptArgs, SecretArgs, ServerArgs};
+pub use vllm::{FLAGS, Flag, Refused, Support};
 
 /// Measure how open-weight language models behave when they are served.
 #[derive(Debug, Parser)]
@@ -13,14 +25,27 @@ pub struct Cli {
     pub command: Command,
 }
 
+impl Cli {
+    /// Every command and argument, for tests and references.
+    pub fn definition() -> clap::Command {
+        <Self as clap::CommandFactory>::command()
+    }
+}
+
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Print what a study resolves to, without running it
     Plan(PlanArgs),
     /// Run a study, then analyze and report it
     Run(RunArgs),
-    /// Measure latency of models given on the command line, no config file needed
-    Latency(LatencyArgs),
+    /// Find the highest rate or concurrency that meets the limits of a study, and the knee
+    Search(SearchArgs),
+    /// Measure latency of models or servers given on the command line, no config file needed
+    Latency(Box<LatencyArgs>),
+    /// Measure what this client itself adds, against a loopback server of known token times
+    Calibrate(CalibrateArgs),
+    /// Serve scripted token times on this machine, to hold any client against
+    MockServer(MockServerArgs),
     /// Raw results to CSV, without figures and tables
     Analyze(ReportArgs),
     /// Rebuild every CSV, figure and table from raw results
@@ -67,6 +92,14 @@ pub struct RunArgs {
     /// Go on with a run that was cut: a run id, or the latest run of this study
     #[arg(long, value_name = "RUN_ID", num_args = 0..=1, default_missing_value = "latest")]
     pub resume: Option<String>,
+    /// Server to measure, instead of the one in the study
+    #[arg(long, value_name = "URL")]
+    pub base_url: Option<String>,
+    /// Model, instead of the one in the study
+    #[arg(short = 'm', long, value_name = "MODEL")]
+    pub model: Option<String>,
+    #[command(flatten)]
+    pub secrets: SecretArgs,
     #[command(flatten)]
     pub common: RunCommon,
 }
@@ -78,6 +111,9 @@ pub struct RunCommon {
     /// How the table on standard output is written
     #[arg(short = 'o', long = "output", value_parser = parse_format, default_value = "table", value_name = FORMATS)]
     pub output: Format,
+    /// How progress is shown: auto is a bar on a terminal and lines elsewhere, none leaves warnings
+    #[arg(long, value_parser = parse_ui, default_value = "auto", value_name = "auto|bar|tui|plain|none")]
+    pub ui: Ui,
     /// Run with a debug build; every row is marked INVALID
     #[arg(long)]
     pub allow_debug: bool,
@@ -86,69 +122,18 @@ pub struct RunCommon {
     pub fail_on_invalid: bool,
 }
 
-#[derive(Debug, Args)]
-pub struct LatencyArgs {
-    /// `dummy:<preset>`, a folder, or a hub name; several with commas
-    #[arg(short = 'm', long = "model", required = true, value_delimiter = ',', value_name = "MODEL")]
-    pub models: Vec<String>,
-    /// Prompt lengths in tokens, template included
-    #[arg(
-        short = 'p',
-        long = "prompt-tokens",
-        value_delimiter = ',',
-        default_value = "128",
-        value_name = "N,.."
-    )]
-    pub prompt_tokens: Vec<u32>,
-    /// Output lengths in tokens
-    #[arg(
-        short = 'n',
-        long = "output-tokens",
-        value_delimiter = ',',
-        default_value = "32",
-        value_name = "N,.."
-    )]
-    pub output_tokens: Vec<u32>,
-    /// Requests that run together
-    #[arg(short = 'b', long = "batch", value_delimiter = ',', default_value = "1", value_name = "N,..")]
-    pub batch: Vec<u32>,
-    /// Measured repeats per cell
-    #[arg(short = 'r', long = "repeats", default_value_t = 20, value_name = "N")]
-    pub repeats: u32,
-    /// Rounds over which the repeats are spread
-    #[arg(long, value_name = "N")]
-    pub rounds: Option<u32>,
-    /// Unmeasured repeats before each trial
-    #[arg(long, default_value_t = 2, value_name = "N")]
-    pub warmup: u32,
-    #[arg(long, default_value_t = 42)]
-    pub seed: u64,
-    /// Begins the name of the results folder
-    #[arg(long, default_value = "latency")]
-    pub name: String,
-    /// `engine`, `mock` or `null`
-    #[arg(long, value_parser = parse_target, default_value = "engine")]
-    pub target: TargetKind,
-    #[command(flatten)]
-    pub engine: EngineArgs,
-    #[command(flatten)]
-    pub sampling: SamplingArgs,
-    #[command(flatten)]
-    pub common: RunCommon,
-}
-
 /// How a model is loaded and run.
 #[derive(Debug, Clone, Args)]
 pub struct EngineArgs {
     /// Compute threads [default: all cores]
     #[arg(short = 't', long, value_name = "N")]
     pub threads: Option<u32>,
-    /// Activations and KV cache
-    #[arg(long, value_parser = parse_activation, default_value = "f32", value_name = "f32|bf16")]
-    pub activation_dtype: ActivationDtype,
-    /// `native` keeps MXFP4 experts, `bf16` dequantizes them
-    #[arg(long, value_parser = parse_expert, default_value = "native", value_name = "native|bf16")]
-    pub expert_dtype: ExpertDtype,
+    /// Activations and KV cache [default: f32]
+    #[arg(long, value_parser = parse_activation, value_name = "f32|bf16")]
+    pub activation_dtype: Option<ActivationDtype>,
+    /// `native` keeps MXFP4 experts, `bf16` dequantizes them [default: native]
+    #[arg(long, value_parser = parse_expert, value_name = "native|bf16")]
+    pub expert_dtype: Option<ExpertDtype>,
     /// Load the first N layers only
     #[arg(long, value_name = "N")]
     pub layers: Option<u32>,
@@ -276,14 +261,29 @@ pub struct LogitsArgs {
     pub engine: EngineArgs,
 }
 
+/// How a run is shown while it goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ui {
+    /// A bar on a terminal, lines elsewhere.
+    Auto,
+    Bar,
+    /// A full screen.
+    Tui,
+    Plain,
+    /// Warnings only.
+    None,
+}
+
 const FORMATS: &str = "table|md|csv|json|jsonl|latex";
 
 fn parse_format(text: &str) -> Result<Format, String> {
     keyword(text, &Format::ALL.map(|(format, word)| (word, format)))
 }
 
-fn parse_target(text: &str) -> Result<TargetKind, String> {
-    keyword(text, &[("engine", TargetKind::Engine), ("mock", TargetKind::Mock), ("null", TargetKind::Null)])
+fn parse_ui(text: &str) -> Result<Ui, String> {
+    let words =
+        [("auto", Ui::Auto), ("bar", Ui::Bar), ("tui", Ui::Tui), ("plain", Ui::Plain), ("none", Ui::None)];
+    keyword(text, &words)
 }
 
 fn parse_activation(text: &str) -> Result<ActivationDtype, String> {

@@ -7,6 +7,7 @@ pub mod args;
 mod cmd;
 mod error;
 mod progress;
+mod secrets;
 pub mod signal;
 
 use args::{Cli, Command};
@@ -18,12 +19,17 @@ use std::io::Write;
 /// The two streams of a command.
 pub(crate) struct Io<'a> {
     pub(crate) out: &'a mut dyn Write,
-    pub(crate) err: &'a mut dyn Write,
+    /// A view of a run writes to it from a thread of its own.
+    pub(crate) err: &'a mut (dyn Write + Send),
 }
 
 /// Runs one command. `args` begin with the program's name. Returns the exit code: 0 ok, 1 failed, 2 usage,
 /// 3 a gate or verdict failed, 130 interrupted with what was finished written.
-pub fn run(args: impl IntoIterator<Item = OsString>, out: &mut dyn Write, err: &mut dyn Write) -> u8 {
+pub fn run(
+    args: impl IntoIterator<Item = OsString>,
+    out: &mut dyn Write,
+    err: &mut (dyn Write + Send),
+) -> u8 {
     let args: Vec<OsString> = args.into_iter().collect();
     let cli = match Cli::try_parse_from(&args) {
         Ok(cli) => cli,
@@ -37,6 +43,9 @@ pub fn run(args: impl IntoIterator<Item = OsString>, out: &mut dyn Write, err: &
     let result = match &cli.command {
         Command::Plan(a) => cmd::plan::run(a, io),
         Command::Run(a) => cmd::run::run(a, &command, io),
+        Command::Search(a) => cmd::search::run(a, &command, io),
+        Command::Calibrate(a) => cmd::calibrate::run(a, io),
+        Command::MockServer(a) => cmd::mock_server::run(a, io),
         Command::Latency(a) => cmd::latency::run(a, &command, io),
         Command::Analyze(a) => cmd::analyze::run(a, io),
         Command::Report(a) => cmd::report::run(a, io),

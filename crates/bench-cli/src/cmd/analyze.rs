@@ -4,10 +4,9 @@ use crate::args::{PathArgs, ReportArgs};
 use crate::{CliError, Io};
 use bench_core::provenance::Machine;
 use bench_core::row::rows;
-use bench_core::trace::TrialTrace;
+use bench_latency::{Analysis, Analyzed};
 use bench_report::{Format, ReportFiles, ReportInputs, ReportPaths, RunInput};
-use bench_runner::store::{RunFolder, list_runs};
-use std::collections::HashMap;
+use bench_runner::store::{RunFolder, Stored, TrialReader, list_runs};
 use std::path::Path;
 
 pub(crate) fn run(args: &ReportArgs, io: &mut Io<'_>) -> Result<(), CliError> {
@@ -40,30 +39,43 @@ pub(crate) fn analyzed_runs(results: &Path, io: &mut Io<'_>) -> Result<ReportInp
     Ok(ReportInputs { runs })
 }
 
-fn analyze_run(path: &Path) -> Result<RunInput, CliError> {
+pub(crate) fn analyze_run(path: &Path) -> Result<RunInput, CliError> {
     let folder = RunFolder::open(path)?;
     let (plan, provenance) = (folder.plan(), folder.provenance());
     let target = plan.target.kind.key();
-    let trials = folder.read_trials()?;
-    let study_rows = bench_latency::study_rows(plan, &trials, target)?;
-    let mut by_cell: HashMap<String, Vec<TrialTrace>> = HashMap::new();
-    for trial in trials {
-        by_cell.entry(trial.cell.clone()).or_default().push(trial);
-    }
     let mut run = RunInput {
         run_id: folder.run_id().to_owned(),
         study_name: plan.name.clone(),
         machine: describe(&provenance.machine),
         plan_hash: provenance.plan_hash.clone(),
         rows: Vec::new(),
-        study_rows,
+        study_rows: Vec::new(),
     };
     for cell in &plan.cells {
-        let trials = by_cell.get(&cell.id).map_or(&[][..], Vec::as_slice);
-        let summary = bench_latency::summarise(plan, cell, trials, provenance.build.debug, target)?;
+        let mut analysis = Analysis::new(plan, cell, target);
+        for trial in folder.streams(&cell.id) {
+            take_in(&mut analysis, trial?)?;
+        }
+        let calibration = folder.calibration(&cell.id)?;
+        let Analyzed { summary, study } = analysis.finish(provenance.build.debug, calibration.as_ref())?;
         run.rows.extend(rows(&run.run_id, target, cell, &summary));
+        run.study_rows.extend(study);
     }
     Ok(run)
+}
+
+/// One request at a time, so that a trial of any length fits.
+fn take_in(analysis: &mut Analysis, trial: TrialReader) -> Result<(), CliError> {
+    for line in trial {
+        match line? {
+            Stored::Header(header) => analysis.trial(header.trial, &header.cell)?,
+            Stored::Request(request) => analysis.request(&request)?,
+            Stored::Client(health) => analysis.client(&health),
+            Stored::Scrape(scrape) => analysis.scrape(&scrape),
+            Stored::Warmup(_) | Stored::End { .. } => {}
+        }
+    }
+    Ok(())
 }
 
 /// A machine in one line, for captions.

@@ -1,19 +1,25 @@
 //! One file per subcommand, and the few steps that several of them share.
 
 pub(crate) mod analyze;
+pub(crate) mod calibrate;
 pub(crate) mod chat;
 pub(crate) mod doctor;
 pub(crate) mod generate;
 pub(crate) mod latency;
 pub(crate) mod logits;
+pub(crate) mod mock_server;
 mod model;
 pub(crate) mod plan;
 pub(crate) mod report;
 pub(crate) mod run;
+mod save_result;
+pub(crate) mod search;
 mod study;
 pub(crate) mod synth;
+mod vllm;
 
-use crate::CliError;
+use crate::{CliError, Io};
+use bench_core::plan::Plan;
 use bench_core::spec::RunSpec;
 use std::path::Path;
 
@@ -23,4 +29,33 @@ fn read_spec(path: &Path) -> Result<(RunSpec, String), CliError> {
         CliError::Usage(format!("cannot read study {}: {e}; examples are in bench-configs/", path.display()))
     })?;
     Ok((RunSpec::from_toml(&path.display().to_string(), &text)?, text))
+}
+
+/// The plan of `spec`, and the study as it is stored: `text` where the study is still as it was written. Says the
+/// `notes` of how it was understood.
+///
+/// What has to be read from files before a study can be planned is read here and nowhere else, so that every
+/// command resolves a study alike.
+fn effective(
+    mut spec: RunSpec,
+    text: Option<String>,
+    notes: &[String],
+    io: &mut Io<'_>,
+) -> Result<(Plan, String), CliError> {
+    say(notes, io)?;
+    let written = spec.clone();
+    say(&bench_runner::load::complete::complete(&mut spec)?, io)?;
+    let plan = spec.resolve()?;
+    let stored = match text.filter(|_| spec == written) {
+        Some(text) => text,
+        None => spec.to_toml()?,
+    };
+    Ok((plan, stored))
+}
+
+fn say(notes: &[String], io: &mut Io<'_>) -> Result<(), CliError> {
+    for note in notes {
+        writeln!(io.err, "note: {note}")?;
+    }
+    Ok(())
 }

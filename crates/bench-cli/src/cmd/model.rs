@@ -65,11 +65,11 @@ pub(crate) fn open_options(engine: &EngineArgs, seed: u64, context_tokens: usize
 
 fn load_options(engine: &EngineArgs) -> LoadOptions {
     LoadOptions {
-        activation_dtype: match engine.activation_dtype {
+        activation_dtype: match engine.activation_dtype.unwrap_or(bench_core::spec::ActivationDtype::F32) {
             bench_core::spec::ActivationDtype::F32 => ActivationDtype::F32,
             bench_core::spec::ActivationDtype::Bf16 => ActivationDtype::Bf16,
         },
-        expert_dtype: match engine.expert_dtype {
+        expert_dtype: match engine.expert_dtype.unwrap_or(bench_core::spec::ExpertDtype::Native) {
             bench_core::spec::ExpertDtype::Native => ExpertDtype::Native,
             bench_core::spec::ExpertDtype::Bf16 => ExpertDtype::Bf16,
         },

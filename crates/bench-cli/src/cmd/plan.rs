@@ -1,13 +1,14 @@
 //! `ossbench plan`: what a study resolves to.
 
 use crate::args::PlanArgs;
-use crate::cmd::read_spec;
+use crate::cmd::{effective, read_spec};
 use crate::{CliError, Io};
 use bench_core::plan::{Cell, Plan};
 use std::io::Write;
 
 pub(crate) fn run(args: &PlanArgs, io: &mut Io<'_>) -> Result<(), CliError> {
-    let plan = read_spec(&args.config)?.0.resolve()?;
+    let (spec, text) = read_spec(&args.config)?;
+    let plan = effective(spec, Some(text), &[], io)?.0;
     if args.json {
         let json = serde_json::to_string_pretty(&plan).map_err(|e| CliError::Failed(e.to_string()))?;
         writeln!(io.out, "{json}")?;
@@ -51,7 +52,7 @@ fn print(plan: &Plan, out: &mut dyn Write) -> Result<(), CliError> {
 /// Prompt and output tokens of all measured requests.
 fn tokens(plan: &Plan) -> (u64, u64) {
     let sum = |of: fn(&Cell) -> u32| -> u64 {
-        plan.cells.iter().map(|c| u64::from(of(c)) * u64::from(c.batch) * u64::from(plan.repeats)).sum()
+        plan.cells.iter().map(|c| u64::from(of(c)) * u64::from(c.requests())).sum()
     };
     (sum(|c| c.prompt_tokens), sum(|c| c.output_tokens))
 }

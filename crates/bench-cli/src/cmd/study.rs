@@ -1,13 +1,16 @@
 //! The steps of a run, from plan to tables: folder, target, trials, analysis, report.
 
 use super::analyze::{self, analyzed_runs};
-use crate::args::RunCommon;
-use crate::progress::RunProgress;
-use crate::{CliError, Io, signal};
+use super::save_result;
+use crate::args::{RunCommon, SecretArgs};
+use crate::progress::{self, Mode};
+use crate::{CliError, Io, secrets, signal};
 use bench_core::plan::Plan;
 use bench_runner::run::{RunContext, RunOutcome};
 use bench_runner::store::{RunFolder, list_runs};
+use bench_runner::targets::Secrets;
 use bench_runner::{provenance, targets};
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
 /// A study, ready to run.
@@ -18,19 +21,27 @@ pub(crate) struct Study {
     pub(crate) resume: Option<String>,
     pub(crate) common: RunCommon,
     pub(crate) command: Vec<String>,
+    /// For the target alone; `command` is stored without them.
+    pub(crate) secrets: SecretArgs,
+    /// The JSON file with vLLM's keys, and its summary.
+    pub(crate) save: Option<save_result::Options>,
+    /// Whether to show how far the run is.
+    pub(crate) progress: bool,
 }
 
 pub(crate) fn run(study: &Study, io: &mut Io<'_>) -> Result<(), CliError> {
     refuse_debug_build(provenance::build().debug, study.common.allow_debug)?;
+    let secrets = secrets::gather(&study.secrets, &study.plan, |name| std::env::var(name).ok())?;
+    let mode = if study.progress { view(&study.common)? } else { Mode::None };
     let mut folder = open_folder(study)?;
     writeln!(io.err, "results go to {}", folder.path().display())?;
-    let outcome = measure(study, &mut folder, io)?;
+    let outcome = measure(study, secrets, mode, &mut folder, io)?;
     let run_id = folder.run_id().to_owned();
     drop(folder);
     conclude(study, &run_id, &outcome, io)
 }
 
-fn refuse_debug_build(debug: bool, allowed: bool) -> Result<(), CliError> {
+pub(crate) fn refuse_debug_build(debug: bool, allowed: bool) -> Result<(), CliError> {
     if debug && !allowed {
         return Err(CliError::Gate(
             "this is a debug build, its figures mean nothing: build with --release, or pass --allow-debug and \
@@ -41,7 +52,7 @@ fn refuse_debug_build(debug: bool, allowed: bool) -> Result<(), CliError> {
     Ok(())
 }
 
-fn open_folder(study: &Study) -> Result<RunFolder, CliError> {
+pub(crate) fn open_folder(study: &Study) -> Result<RunFolder, CliError> {
     let provenance = provenance::gather(&study.plan, &study.command);
     let results = &study.common.paths.results;
     match &study.resume {
@@ -76,18 +87,29 @@ fn find_run(results: &Path, wanted: &str, study: &str) -> Result<PathBuf, CliErr
     })
 }
 
-fn measure(study: &Study, folder: &mut RunFolder, io: &mut Io<'_>) -> Result<RunOutcome, CliError> {
-    let mut opened = targets::open(&study.plan)?;
-    let mut observer = RunProgress::new(io.err);
-    let outcome = bench_runner::run::run(RunContext {
-        plan: &study.plan,
-        folder,
-        target: opened.target.as_mut(),
-        clock: opened.clock.as_ref(),
-        stop: signal::stop(),
-        observer: &mut observer,
-    });
-    observer.finish();
+/// How the run is shown; decided before anything is written.
+pub(crate) fn view(common: &RunCommon) -> Result<Mode, CliError> {
+    Mode::of(common.ui, std::io::stderr().is_terminal())
+}
+
+pub(crate) fn measure(
+    study: &Study,
+    secrets: Secrets,
+    mode: Mode,
+    folder: &mut RunFolder,
+    io: &mut Io<'_>,
+) -> Result<RunOutcome, CliError> {
+    let mut opened = targets::open(&study.plan, secrets)?;
+    let outcome = progress::watch(mode, &study.plan, io.err, signal::stop(), |observer| {
+        bench_runner::run::run(RunContext {
+            plan: &study.plan,
+            folder,
+            target: opened.target.as_mut(),
+            clock: opened.clock.as_ref(),
+            stop: signal::stop(),
+            observer,
+        })
+    })?;
     Ok(outcome?)
 }
 
@@ -98,6 +120,9 @@ fn conclude(study: &Study, run_id: &str, outcome: &RunOutcome, io: &mut Io<'_>) 
     let files = bench_report::rebuild(&runs, &analyze::report_paths(paths))?;
     analyze::print_run(&runs, run_id, study.common.output, io)?;
     analyze::print_files(&files, study.common.output, io)?;
+    if let Some(options) = &study.save {
+        save_result::write(options, &paths.results.join("raw").join(run_id), study.common.output, io)?;
+    }
     if outcome.interrupted {
         let how = "what was finished is kept; go on with --resume";
         return Err(CliError::Interrupted(format!("stopped by Ctrl-C, {how} {run_id}")));
