@@ -115,17 +115,15 @@ fn a_mock_study_goes_from_config_to_exact_tables() {
     let header: Vec<&str> = csv.lines().next().unwrap().split(',').collect();
     let expected: Vec<&str> = bench_core::row::COLUMNS.iter().map(|c| c.0).collect();
     assert_eq!(header, expected);
-    let row = |metric: &str, stat: &str| -> Vec<String> {
-        let found = csv.lines().find(|l| {
-            let cells: Vec<&str> = l.split(',').collect();
-            cells[6] == metric && cells[8] == stat
-        });
-        found.unwrap_or_else(|| panic!("no {metric} {stat}")).split(',').map(str::to_owned).collect()
+    let field = |metric: &str, stat: &str, column: &str| {
+        let at = |column: &str| header.iter().position(|c| *c == column).unwrap();
+        let mut lines = csv.lines().map(|l| l.split(',').collect::<Vec<_>>());
+        let found = lines.find(|l| l[at("metric")] == metric && l[at("stat")] == stat);
+        found.unwrap_or_else(|| panic!("no {metric} {stat}"))[at(column)]
     };
-    let (ttft, tpot) = (row("ttft_ms", "p50"), row("tpot_ms", "p50"));
-    assert_eq!((ttft[9].as_str(), tpot[9].as_str()), ("5.0", "1.0"));
-    assert_eq!((ttft[13].as_str(), ttft[17].as_str()), ("20", "VALID"));
-    assert_eq!(row("ttft_ms", "p99")[9], "", "20 samples do not support p99");
+    assert_eq!((field("ttft_ms", "p50", "value"), field("tpot_ms", "p50", "value")), ("5.0", "1.0"));
+    assert_eq!((field("ttft_ms", "p50", "n"), field("ttft_ms", "p50", "verdict")), ("20", "VALID"));
+    assert_eq!(field("ttft_ms", "p99", "value"), "", "20 samples do not support p99");
 }
 
 #[test]

@@ -5,11 +5,13 @@
 
 mod checkpoint;
 mod cli;
+mod cli_http;
 mod golden_model;
 mod golden_units;
 mod hostile;
 mod hub;
 mod latency;
+mod llama;
 mod presets;
 mod real_layout;
 mod report;

@@ -25,19 +25,25 @@ fn row(model: &str, prompt: u32, metric: Metric, stat: &str, figure: Option<Ends
         prompt_tokens: prompt,
         output_tokens: 64,
         batch: 1,
+        load: "batch".into(),
+        concurrency: None,
+        request_rate: None,
         metric: def.key,
         unit: def.unit,
         stat: stat.into(),
         value: figure.map(|f| f.0),
         ci_low: figure.and_then(|f| f.1),
         ci_high: figure.and_then(|f| f.2),
+        instrument_error: None,
         ci_method: figure.map(|_| "order_statistic"),
         n: 10,
         missing: 0,
         bounded: stat.starts_with('p').then_some(false),
         success_rate: Some(1.0),
+        token_source: "token_ids",
         verdict: "VALID",
         verdict_reason: String::new(),
+        client_verdict: String::new(),
         schema_version: SCHEMA_VERSION,
     }
 }
@@ -183,23 +189,23 @@ fn tables_as_csv() {
     let wide = String::from_utf8(files["results/wide_latency.csv"].clone()).unwrap();
     assert_eq!(wide, render(Format::Csv, &small()).unwrap());
     insta::assert_snapshot!(wide, @r#"
-    run_id,target,model,prompt_tokens,output_tokens,batch,n,success_rate,verdict,verdict_reason,ttft_p50_ms,ttft_p50_ci_low_ms,ttft_p50_ci_high_ms,ttft_p95_ms,ttft_p99_ms,tpot_mean_ms,tpot_mean_ci_low_ms,tpot_mean_ci_high_ms,tpot_p50_ms,tpot_p50_ci_low_ms,tpot_p50_ci_high_ms,itl_p99_ms,decode_p50_tok_s,decode_p50_ci_low_tok_s,decode_p50_ci_high_tok_s,e2el_p50_ms,e2el_p95_ms,e2el_p99_ms,system_tok_s
-    demo-20260102T030405Z-0123abcd,mock,dense,128,64,1,10,1.0,VALID,,46.1,44.717,48.405,,,37.25,36.8775,37.6225,,,,,26.845637583892618,26.308724832214764,27.38255033557047,2392.85,,,24.161073825503355
-    demo-20260102T030405Z-0123abcd,mock,dense,512,64,1,10,0.9,INVALID,output length 60.0 instead of 64,111.6,108.252,117.17999999999999,,,37.3,36.927,37.672999999999995,,,,,26.809651474530835,26.273458445040216,27.345844504021454,2461.4999999999995,,,24.128686327077748
-    demo-20260102T030405Z-0123abcd,mock,gpt-oss,128,64,1,10,1.0,VALID,,35.91156005859375,34.83421325683594,37.70713806152344,,,25.02,24.7698,25.2702,,,,,39.96802557953637,39.168665067945646,40.7673860911271,1612.1715600585937,,,35.97122302158274
-    demo-20260102T030405Z-0123abcd,mock,gpt-oss,512,64,1,10,1.0,VALID,,101.2,98.164,106.26,,,25.05,24.799500000000002,25.3005,,,,,39.92015968063872,39.12175648702594,40.7185628742515,1679.3500000000001,,,35.92814371257485
+    run_id,target,model,prompt_tokens,output_tokens,batch,load,concurrency,request_rate,n,success_rate,token_source,verdict,verdict_reason,client_verdict,ttft_p50_ms,ttft_p50_ci_low_ms,ttft_p50_ci_high_ms,ttft_p95_ms,ttft_p99_ms,tpot_mean_ms,tpot_mean_ci_low_ms,tpot_mean_ci_high_ms,tpot_p50_ms,tpot_p50_ci_low_ms,tpot_p50_ci_high_ms,itl_p99_ms,decode_p50_tok_s,decode_p50_ci_low_tok_s,decode_p50_ci_high_tok_s,e2el_p50_ms,e2el_p95_ms,e2el_p99_ms,system_tok_s
+    demo-20260102T030405Z-0123abcd,mock,dense,128,64,1,batch,,,10,1.0,token_ids,VALID,,,46.1,44.717,48.405,,,37.25,36.8775,37.6225,,,,,26.845637583892618,26.308724832214764,27.38255033557047,2392.85,,,24.161073825503355
+    demo-20260102T030405Z-0123abcd,mock,dense,512,64,1,batch,,,10,0.9,token_ids,INVALID,output length 60.0 instead of 64,,111.6,108.252,117.17999999999999,,,37.3,36.927,37.672999999999995,,,,,26.809651474530835,26.273458445040216,27.345844504021454,2461.4999999999995,,,24.128686327077748
+    demo-20260102T030405Z-0123abcd,mock,gpt-oss,128,64,1,batch,,,10,1.0,token_ids,VALID,,,35.91156005859375,34.83421325683594,37.70713806152344,,,25.02,24.7698,25.2702,,,,,39.96802557953637,39.168665067945646,40.7673860911271,1612.1715600585937,,,35.97122302158274
+    demo-20260102T030405Z-0123abcd,mock,gpt-oss,512,64,1,batch,,,10,1.0,token_ids,VALID,,,101.2,98.164,106.26,,,25.05,24.799500000000002,25.3005,,,,,39.92015968063872,39.12175648702594,40.7185628742515,1679.3500000000001,,,35.92814371257485
     "#);
     let unified = String::from_utf8(files["results/unified.csv"].clone()).unwrap();
     let first_cell = unified.lines().take(8).collect::<Vec<_>>().join("\n");
     insta::assert_snapshot!(first_cell, @r#"
-    run_id,target,model,prompt_tokens,output_tokens,batch,metric,unit,stat,value,ci_low,ci_high,ci_method,n,missing,bounded,success_rate,verdict,verdict_reason,schema_version
-    demo-20260102T030405Z-0123abcd,mock,dense,128,64,1,ttft_ms,ms,mean,46.561,44.69856,48.42344,order_statistic,10,0,,1.0,VALID,,1
-    demo-20260102T030405Z-0123abcd,mock,dense,128,64,1,ttft_ms,ms,p50,46.1,44.717,48.405,order_statistic,10,0,false,1.0,VALID,,1
-    demo-20260102T030405Z-0123abcd,mock,dense,128,64,1,ttft_ms,ms,p99,,,,,10,0,false,1.0,VALID,,1
-    demo-20260102T030405Z-0123abcd,mock,dense,128,64,1,tpot_ms,ms,mean,37.25,36.8775,37.6225,order_statistic,10,0,,1.0,VALID,,1
-    demo-20260102T030405Z-0123abcd,mock,dense,128,64,1,e2el_ms,ms,p50,2392.85,2368.9215,2440.707,order_statistic,10,0,false,1.0,VALID,,1
-    demo-20260102T030405Z-0123abcd,mock,dense,128,64,1,decode_tok_s,tok/s,p50,26.845637583892618,26.308724832214764,27.38255033557047,order_statistic,10,0,false,1.0,VALID,,1
-    demo-20260102T030405Z-0123abcd,mock,dense,128,64,1,system_tok_s,tok/s,value,24.161073825503355,,,order_statistic,10,0,,1.0,VALID,,1
+    run_id,target,model,prompt_tokens,output_tokens,batch,load,concurrency,request_rate,metric,unit,stat,value,ci_low,ci_high,instrument_error,ci_method,n,missing,bounded,success_rate,token_source,verdict,verdict_reason,client_verdict,schema_version
+    demo-20260102T030405Z-0123abcd,mock,dense,128,64,1,batch,,,ttft_ms,ms,mean,46.561,44.69856,48.42344,,order_statistic,10,0,,1.0,token_ids,VALID,,,2
+    demo-20260102T030405Z-0123abcd,mock,dense,128,64,1,batch,,,ttft_ms,ms,p50,46.1,44.717,48.405,,order_statistic,10,0,false,1.0,token_ids,VALID,,,2
+    demo-20260102T030405Z-0123abcd,mock,dense,128,64,1,batch,,,ttft_ms,ms,p99,,,,,,10,0,false,1.0,token_ids,VALID,,,2
+    demo-20260102T030405Z-0123abcd,mock,dense,128,64,1,batch,,,tpot_ms,ms,mean,37.25,36.8775,37.6225,,order_statistic,10,0,,1.0,token_ids,VALID,,,2
+    demo-20260102T030405Z-0123abcd,mock,dense,128,64,1,batch,,,e2el_ms,ms,p50,2392.85,2368.9215,2440.707,,order_statistic,10,0,false,1.0,token_ids,VALID,,,2
+    demo-20260102T030405Z-0123abcd,mock,dense,128,64,1,batch,,,decode_tok_s,tok/s,p50,26.845637583892618,26.308724832214764,27.38255033557047,,order_statistic,10,0,false,1.0,token_ids,VALID,,,2
+    demo-20260102T030405Z-0123abcd,mock,dense,128,64,1,batch,,,system_tok_s,tok/s,value,24.161073825503355,,,,order_statistic,10,0,,1.0,token_ids,VALID,,,2
     "#);
 }
 
@@ -220,10 +226,18 @@ fn unified_rows_read_back_and_missing_stays_empty() {
     let text = fs::read_to_string(&path).unwrap();
     let header = COLUMNS.iter().map(|c| c.0).collect::<Vec<_>>().join(",");
     assert!(text.starts_with(&format!(
-        "{header}\n{RUN},mock,\"a,\"\"b\"\"\n_&%$#{{}}~^\\ c\",1,64,1,itl_ms,ms,p99.9,"
+        "{header}\n{RUN},mock,\"a,\"\"b\"\"\n_&%$#{{}}~^\\ c\",1,64,1,batch,,,itl_ms,ms,p99.9,"
     )));
-    assert!(text.contains(",128,64,1,ttft_ms,ms,p99,,,,,10,0,false,1.0,VALID,,1\n"), "{text}");
-    assert!(text.contains(",ttft_ms,ms,max,,,,,10,0,,1.0,VALID,,1\n"), "NaN is missing\n{text}");
+    assert!(
+        text.contains(&format!(
+            ",128,64,1,batch,,,ttft_ms,ms,p99,,,,,,10,0,false,1.0,token_ids,VALID,,,{SCHEMA_VERSION}\n"
+        )),
+        "{text}"
+    );
+    assert!(
+        text.contains(&format!(",ttft_ms,ms,max,,,,,,10,0,,1.0,token_ids,VALID,,,{SCHEMA_VERSION}\n")),
+        "NaN is missing\n{text}"
+    );
 
     let mut back = unified::read(&path).unwrap();
     assert_eq!(back.len(), rows.len());
@@ -251,6 +265,8 @@ fn a_table_that_cannot_be_read_is_told_with_line_and_column() {
     )
     .unwrap();
     let good = fs::read_to_string(&path).unwrap();
+    let now = format!(",VALID,,,{SCHEMA_VERSION}\n");
+    let other = format!("line 2, column `schema_version`: \"99\" is not {SCHEMA_VERSION}, the version");
     for (from, to, expected) in [
         ("2.5", "2,5", "is not a table"),
         ("2.5", "fast", "unified.csv, line 4, column `value`: \"fast\" is not a finite number"),
@@ -258,7 +274,9 @@ fn a_table_that_cannot_be_read_is_told_with_line_and_column() {
         ("1.5", "x", "line 2, column `value`: \"x\""),
         (",z,2,", ",z,-2,", "line 4, column `prompt_tokens`: \"-2\" is not a whole number"),
         (",z,2,", ",,2,", "line 4, column `model`: \"\" is not given"),
-        (",VALID,,1\n", ",VALID,,2\n", "line 2, column `schema_version`: \"2\" is not 1, the version"),
+        (&now, ",VALID,,,99\n", &other),
+        (",1,batch,", ",1,,", "line 2, column `load`: \"\" is not given"),
+        (",token_ids,", ",guess,", "column `token_source`: \"guess\" is not `usage`, `token_ids`"),
         (",VALID,", ",MAYBE,", "column `verdict`: \"MAYBE\" is not `VALID`, `INVALID`"),
         ("ttft_ms,ms", "ttft_ms,s", "column `unit`: \"s\" is not `ms`"),
         ("ttft_ms,ms", "ttft,ms", "unknown metric \"ttft\"; valid: schedule_lag_ms"),
@@ -347,6 +365,89 @@ fn a_figure_shows_every_series_and_every_point() {
     let svg = svg(more, "ttft");
     for label in ["gpt-oss, 8 out, batch 4", "gpt-oss, 64 out, batch 1", "dense, 8 out, batch 4"] {
         assert!(svg.contains(label), "{label}");
+    }
+}
+
+/// The rows of `cell` under a closed loop.
+fn closed(rows: Vec<Row>, concurrency: u32) -> Vec<Row> {
+    let load = |r: Row| Row {
+        target: "http".into(),
+        load: "closed".into(),
+        concurrency: Some(concurrency),
+        client_verdict: "client_ok".into(),
+        ..r
+    };
+    rows.into_iter().map(load).collect()
+}
+
+fn open(rows: Vec<Row>, kind: &str, rate: f64, most: Option<u32>) -> Vec<Row> {
+    let load = |r: Row| Row { load: kind.into(), concurrency: most, request_rate: Some(rate), ..r };
+    rows.into_iter().map(load).collect()
+}
+
+#[test]
+fn levels_of_a_load_are_rows_of_their_own() {
+    let mut rows = closed(cell("a", 128, 80.0, 20.0), 64);
+    rows.extend(closed(cell("a", 128, 40.0, 10.0), 8));
+    rows.extend(open(cell("a", 128, 50.0, 11.0), "poisson", 2.5, None));
+    let mut overloaded = open(cell("a", 128, 900.0, 12.0), "constant", 10.0, Some(32));
+    for row in &mut overloaded {
+        row.verdict_reason = "overloaded".into();
+    }
+    rows.extend(overloaded);
+    insta::assert_snapshot!(render(Format::Table, &run(rows.clone())).unwrap(), @r#"
+    Model  Prompt  Output                           Load   n  Success               TTFT                  TPOT          Decode rate      E2EL  System token
+            (tok)   (tok)                                         (%)           p50 (ms)             mean (ms)          p50 (tok/s)  p50 (ms)  rate (tok/s)
+    a         128      64                            c=8  10      100  40.0 [38.8, 42.0]   10.00 [9.90, 10.10]  100.0 [98.0, 102.0]       670         90.00
+    a         128      64                           c=64  10      100  80.0 [77.6, 84.0]  20.00 [19.80, 20.20]    50.0 [49.0, 51.0]      1340         45.00
+    a (a)     128      64  10 req/s constant, at most 32  10      100     900 [873, 945]  12.00 [11.88, 12.12]    83.3 [81.7, 85.0]      1656         75.00
+    a         128      64                      2.5 req/s  10      100  50.0 [48.5, 52.5]  11.00 [10.89, 11.11]    90.9 [89.1, 92.7]       743         81.82
+
+    (a) Note: overloaded
+    "#);
+    let csv = render(Format::Csv, &run(rows.clone())).unwrap();
+    assert!(
+        csv.contains(",mock,a,128,64,1,constant,32,10.0,10,1.0,token_ids,VALID,overloaded,,900.0,"),
+        "{csv}"
+    );
+    assert!(csv.contains(",http,a,128,64,1,closed,8,,10,1.0,token_ids,VALID,,client_ok,40.0,"), "{csv}");
+
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("unified.csv");
+    rows[0].instrument_error = Some(0.125);
+    unified::write(&path, &rows).unwrap();
+    let back = unified::read(&path).unwrap();
+    assert_eq!(back.len(), rows.len());
+    assert!(rows.iter().all(|r| back.contains(r)), "{back:?}");
+    let mut levels: Vec<_> = back.iter().map(|r| r.concurrency).collect();
+    levels.dedup();
+    assert_eq!(levels, [Some(8), Some(64), Some(32), None], "closed, constant, poisson; by level");
+    rows.extend(closed(cell("a", 128, 41.0, 10.0), 8));
+    let error = render(Format::Csv, &run(rows)).unwrap_err().to_string();
+    assert!(error.contains("128 prompt and 64 output tokens, c=8 in run"), "{error}");
+}
+
+#[test]
+fn a_sweep_of_the_load_is_drawn_over_the_load() {
+    let sweep = |level: fn(Vec<Row>, u32) -> Vec<Row>| {
+        let rows = [1, 8, 64].into_iter().flat_map(|c| level(cell("a", 128, 40.0 + f64::from(c), 10.0), c));
+        rows.collect::<Vec<_>>()
+    };
+    let closed_loop = svg(run(sweep(closed)), "ttft");
+    for label in ["Requests in flight", "128 prompt tokens", "64 output tokens", ">\n64\n<", ">\na\n<"] {
+        assert!(closed_loop.contains(label), "{label} in {closed_loop}");
+    }
+    assert_eq!(closed_loop.matches("<polygon").count(), 2 * (3 + 1), "one line of three points");
+    let open_loop = svg(run(sweep(|rows, c| open(rows, "poisson", f64::from(c) / 2.0, None))), "ttft");
+    for label in ["Request rate (req/s)", "poisson", ">\n0.5\n<"] {
+        assert!(open_loop.contains(label), "{label}");
+    }
+    // With several prompt lengths each level is a line.
+    let mut both = sweep(closed);
+    both.extend(closed(cell("a", 512, 90.0, 11.0), 8));
+    let both = svg(run(both), "ttft");
+    for label in ["Prompt tokens", "a, c=1<", "a, c=8", "a, c=64"] {
+        assert!(both.contains(label.trim_end_matches('<')), "{label}");
     }
 }
 

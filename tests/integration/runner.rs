@@ -197,7 +197,7 @@ fn the_null_target_gives_every_token_on_the_real_clock() {
     let text = "[target]\nkind = \"null\"\n[[models]]\nid = \"dummy:a\"\n[workload]\noutput_tokens = [50]\n";
     let plan = plan_of(text);
     let mut folder = create(dir.path(), &plan);
-    let mut opened = targets::open(&plan).unwrap();
+    let mut opened = targets::open(&plan, targets::Secrets::default()).unwrap();
     let outcome = run(RunContext {
         plan: &plan,
         folder: &mut folder,
@@ -267,7 +267,7 @@ fn the_engine_gives_each_request_its_length_and_a_missing_model_fails_alone() {
     let plan = plan_of(&text);
     let dir = tempfile::tempdir().unwrap();
     let mut folder = create(dir.path(), &plan);
-    let mut opened = targets::open(&plan).unwrap();
+    let mut opened = targets::open(&plan, targets::Secrets::default()).unwrap();
     let outcome = run(RunContext {
         plan: &plan,
         folder: &mut folder,
