@@ -561,7 +561,11 @@ fn a_client_that_does_not_read_gets_every_byte_later() {
         ..LoopbackOptions::default()
     });
     let mut slow = Client::new(&server);
-    slow.send_post(COMPLETE, "", r#"{"prompt":"a","max_tokens":4000000,"stream":true}"#);
+    slow.send_post(
+        COMPLETE,
+        "x-request-id: slow\r\n",
+        r#"{"prompt":"a","max_tokens":4000000,"stream":true}"#,
+    );
     // More than any socket buffers hold, so that the server cannot be done; others do not wait for it.
     let body = r#"{"prompt":"a","max_tokens":1000,"stream":true}"#;
     assert_eq!(events(&Client::new(&server).post(COMPLETE, body)).len(), 2);
@@ -582,7 +586,7 @@ fn a_client_that_does_not_read_gets_every_byte_later() {
         }
     }
     assert_eq!(words, 4_000_000);
-    let served = server.stop().take("0").unwrap();
+    let served = server.stop().take("slow").unwrap();
     assert_eq!((served.output_tokens, served.written_ns.len()), (4_000_000, 4_000));
 }
 
