@@ -95,11 +95,12 @@ pub trait Target {
     fn key(&self) -> &'static str;
 
     /// Makes `model` ready; called before its first cell, never inside a measured window. `progress` is told
-    /// the fraction that is done. The sizes are `None` where there is no model behind the target.
+    /// the fraction that is done. What waits for somebody else gives up when `stop` is set. The sizes are `None` where there is no model behind the target.
     fn prepare(
         &mut self,
         model: &ModelPlan,
         progress: &mut dyn FnMut(f64),
+        stop: &StopFlag,
     ) -> Result<Option<ModelFacts>, TargetError>;
 
     /// The prompt of request `index` of `cell`, exactly `cell.prompt_tokens` long; warm-up prompts are disjoint

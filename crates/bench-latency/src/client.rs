@@ -110,22 +110,23 @@ impl Client {
 
 fn of_health(h: &ClientHealth, m: Measured) -> Vec<ClientBound> {
     let mut bounds = Vec::new();
-    let cpu_share = h.cpu_share.unwrap_or(0.0);
-    if cpu_share > CPU_SHARE_LIMIT {
-        bounds.push(ClientBound::CpuShare { share: cpu_share, limit: CPU_SHARE_LIMIT });
-    }
-    let limit_ms = STALL_LIMIT_MS.max(ADDED_SHARE_LIMIT * m.ttft_ms.unwrap_or(0.0));
+    // A share that was not measured breaks no limit, and shows as missing in `client_cpu_share`.
+    let above = |limit| h.cpu_share.filter(|share| *share > limit);
+    bounds
+        .extend(above(CPU_SHARE_LIMIT).map(|share| ClientBound::CpuShare { share, limit: CPU_SHARE_LIMIT }));
+    let at_least =
+        |limit_ms: f64, of: Option<f64>| of.map_or(limit_ms, |of| limit_ms.max(ADDED_SHARE_LIMIT * of));
+    let limit_ms = at_least(STALL_LIMIT_MS, m.ttft_ms);
     if h.stall_max_ms > limit_ms {
         bounds.push(ClientBound::Stall { longest_ms: h.stall_max_ms, limit_ms });
     }
-    let limit_ms = LATE_ROUNDS_LIMIT_MS.max(ADDED_SHARE_LIMIT * m.gap_ms.unwrap_or(0.0));
+    let limit_ms = at_least(LATE_ROUNDS_LIMIT_MS, m.gap_ms);
     if h.stall_p99_ms > limit_ms {
         bounds.push(ClientBound::LateRounds { p99_ms: h.stall_p99_ms, limit_ms });
     }
-    let share = if h.events > 0 { h.shared_events as f64 / h.events as f64 } else { 0.0 };
-    if share > SHARED_READS_LIMIT && cpu_share > SHARED_CPU_LIMIT {
-        bounds.push(ClientBound::SharedReads { share, cpu_share });
-    }
+    let shared = (h.events > 0).then(|| h.shared_events as f64 / h.events as f64);
+    let shared = shared.filter(|share| *share > SHARED_READS_LIMIT).zip(above(SHARED_CPU_LIMIT));
+    bounds.extend(shared.map(|(share, cpu_share)| ClientBound::SharedReads { share, cpu_share }));
     bounds
 }
 

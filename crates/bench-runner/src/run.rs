@@ -87,11 +87,13 @@ impl Session<'_> {
             if !self.ctx.stop.is_set() {
                 self.make_ready(trial, &cell.model)?;
             }
+            if !self.ctx.stop.is_set() {
+                self.calibrate(cell)?;
+            }
             if self.ctx.stop.is_set() {
                 self.outcome.interrupted = true;
                 break;
             }
-            self.calibrate(cell)?;
             self.trial(trial, cell)?;
         }
         Ok(self.outcome)
@@ -102,9 +104,10 @@ impl Session<'_> {
         if self.ready.as_ref().is_some_and(|(l, _)| l == label) {
             return Ok(());
         }
-        let RunContext { plan, folder, target, observer, .. } = &mut self.ctx;
+        let RunContext { plan, folder, target, observer, stop, .. } = &mut self.ctx;
         let model = plan.model(label).ok_or_else(|| broken(trial, "model", label))?;
-        let prepared = target.prepare(model, &mut |fraction| observer.model_loading(label, fraction));
+        let told = &mut |fraction| observer.model_loading(label, fraction);
+        let prepared = target.prepare(model, told, stop);
         let result = match prepared {
             Ok(facts) => {
                 if let Some(facts) = &facts {

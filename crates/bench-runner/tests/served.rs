@@ -188,3 +188,32 @@ fn a_server_that_is_killed_loses_no_finished_request() {
     }
     assert!(cut >= 40, "the server died inside only {cut} of 100 trials");
 }
+
+#[test]
+fn a_wait_for_a_server_that_does_not_come_ends_with_the_wish_to_stop() {
+    // A port that was free a moment ago: nobody listens there.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let plan = plan(&format!("http://127.0.0.1:{port}"), "ready_timeout_s = 3600.0\n");
+    let dir = tempfile::tempdir().unwrap();
+    let provenance = provenance::gather(&plan, &["test".to_owned()]);
+    let mut folder = RunFolder::create(dir.path(), "", &plan, &provenance).unwrap();
+    let mut opened = targets::open(&plan, Secrets::default()).unwrap();
+    let stop = StopFlag::new();
+    let outcome = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(Duration::from_millis(50));
+            stop.stop();
+        });
+        bench_runner::run(RunContext {
+            plan: &plan,
+            folder: &mut folder,
+            target: opened.target.as_mut(),
+            clock: opened.clock.as_ref(),
+            stop: &stop,
+            observer: &mut Quiet,
+        })
+    });
+    let outcome = outcome.unwrap();
+    assert!(outcome.interrupted && outcome.cells_failed.is_empty(), "{outcome:?}");
+    assert!(folder.read_trials().unwrap().is_empty(), "what did not begin can be resumed");
+}

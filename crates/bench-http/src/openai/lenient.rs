@@ -15,7 +15,7 @@ use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 pub(crate) trait Text<'de>: Default {
     /// Text that lies in the payload as it is.
     fn add_borrowed(&mut self, bytes: &'de [u8]);
-    /// Text with escapes, which lies elsewhere and only for now.
+    /// Text with escapes, which lies in a buffer that the next text will overwrite.
     fn add_copied(&mut self, bytes: &[u8]);
     fn is_empty(&self) -> bool;
     /// UTF-8, but for surrogates without their other half, which JSON permits.

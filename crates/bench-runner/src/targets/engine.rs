@@ -52,6 +52,7 @@ impl Target for EngineTarget {
         &mut self,
         model: &ModelPlan,
         progress: &mut dyn FnMut(f64),
+        _stop: &StopFlag,
     ) -> Result<Option<ModelFacts>, TargetError> {
         if let Some(at) = self.loaded.iter().position(|l| l.label == model.label) {
             let model = self.loaded.remove(at);

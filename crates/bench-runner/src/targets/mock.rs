@@ -74,6 +74,7 @@ impl Target for MockTarget {
         &mut self,
         model: &ModelPlan,
         progress: &mut dyn FnMut(f64),
+        _stop: &StopFlag,
     ) -> Result<Option<ModelFacts>, TargetError> {
         let facts = (self.prepare)(model)?;
         progress(1.0);

@@ -20,6 +20,7 @@ impl Target for NullTarget {
         &mut self,
         _model: &ModelPlan,
         progress: &mut dyn FnMut(f64),
+        _stop: &StopFlag,
     ) -> Result<Option<ModelFacts>, TargetError> {
         progress(1.0);
         Ok(None)

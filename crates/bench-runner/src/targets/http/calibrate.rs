@@ -219,17 +219,18 @@ impl Gathered {
             }
         }
         let Differences { ttft, whole, gap, lag } = differences;
-        if requests == 0 || gap.is_empty() {
+        let lost = || {
             let why = self.requests.iter().flat_map(|r| &r.events).find_map(|e| match &e.kind {
                 EventKind::Failed { message, .. } => Some(message.as_str()),
                 _ => None,
             });
-            let why = why.unwrap_or("the run was stopped");
-            return Err(TargetError(format!("no request to the loopback server could be compared: {why}")));
-        }
-        let ms = |ns: Option<u64>| Nanos(ns.unwrap_or_default()).as_ms();
+            let why = why.unwrap_or("the run was stopped, or answers had fewer than three tokens");
+            TargetError(format!("too few requests to the loopback server could be compared: {why}"))
+        };
+        let ms = |ns: Option<u64>| ns.map(|ns| Nanos(ns).as_ms()).ok_or_else(lost);
         let gaps = gap.len() as u64;
-        let sd = Distribution::new(gap.clone()).ok().and_then(|d| d.std_dev()).unwrap_or_default();
+        let sd = distribution(gap.clone())?.std_dev().ok_or_else(lost)?;
+        let bound = |values| bound(&distribution(values)?).ok_or_else(lost);
         Ok(Calibration {
             concurrency: load.concurrency,
             rate: load.rate,
@@ -243,7 +244,7 @@ impl Gathered {
             gap_error: bound(gap.into_iter().map(f64::abs).collect())?,
             gap_error_sd_ms: sd,
             schedule_lag: bound(lag)?,
-            server_error: ErrorBound { p50_ms: ms(server.p50_ns), p99_ms: ms(server.p99_ns) },
+            server_error: ErrorBound { p50_ms: ms(server.p50_ns)?, p99_ms: ms(server.p99_ns)? },
             token_rate: tokens as f64 / took.as_secs(),
             health: self.health,
         })
@@ -270,8 +271,10 @@ impl Differences {
     }
 }
 
-fn bound(values: Vec<f64>) -> Result<ErrorBound, TargetError> {
-    let values = Distribution::new(values).map_err(|e| TargetError(e.to_string()))?;
-    let quantile = |p| values.quantile(p).unwrap_or_default();
-    Ok(ErrorBound { p50_ms: quantile(0.5), p99_ms: quantile(0.99) })
+fn distribution(values: Vec<f64>) -> Result<Distribution, TargetError> {
+    Distribution::new(values).map_err(|e| TargetError(e.to_string()))
+}
+
+fn bound(values: &Distribution) -> Option<ErrorBound> {
+    Some(ErrorBound { p50_ms: values.quantile(0.5)?, p99_ms: values.quantile(0.99)? })
 }

@@ -46,6 +46,8 @@ const STREAMS_PER_THREAD: u32 = 512;
 const WARMUP_LEVEL: u32 = 4;
 /// The gap that is assumed where the probe had too few tokens to tell.
 const USUAL_GAP_MS: f64 = 20.0;
+/// How often a wish to stop is looked for while a server is asked.
+const LOOK: Duration = Duration::from_millis(50);
 /// A server that closes a connection after its answer has done so by then.
 const CLOSING: Duration = Duration::from_millis(20);
 
@@ -242,12 +244,19 @@ impl Target for HttpTarget {
         &mut self,
         model: &ModelPlan,
         progress: &mut dyn FnMut(f64),
+        stop: &StopFlag,
     ) -> Result<Option<ModelFacts>, TargetError> {
         if let Some(at) = self.ready.iter().position(|r| r.label == model.label) {
             let ready = self.ready.remove(at);
             self.ready.push(ready);
         } else {
-            let asked = event_loop()?.block_on(self.ask(model, &bench_http::Stop::new()));
+            let asked = event_loop()?.block_on(async {
+                let gone = bench_http::Stop::new();
+                tokio::select! {
+                    asked = self.ask(model, &gone) => asked,
+                    () = wish(stop) => Err(TargetError("stopped while the server was asked".to_owned())),
+                }
+            });
             self.ready.push(asked.map_err(|e| TargetError(self.secrets.scrub(&e.to_string())))?);
         }
         progress(1.0);
@@ -337,6 +346,13 @@ impl Target for HttpTarget {
         let calibration = calibrate(&load, &self.clock, stop)?;
         self.calibrated.push((load, calibration.clone()));
         Ok(Some(calibration))
+    }
+}
+
+/// Resolves soon after `stop` is set; a signal handler can set a flag and wake nobody.
+async fn wish(stop: &StopFlag) {
+    while !stop.is_set() {
+        tokio::time::sleep(LOOK).await;
     }
 }
 
