@@ -3,7 +3,7 @@
 use super::convert::Asked;
 use super::drive::{Job, NextTurn, Turn};
 use super::probe::Served;
-use super::prompts::{self, PreparedRequest, PromptSource};
+use super::prompts::{self, PromptSource};
 use super::trial::JobSource;
 use bench_core::plan::{Cell, Plan, PromptPlan, derive_seed};
 use bench_http::{EventKind, Exchange};
@@ -36,23 +36,32 @@ impl StudyJobs {
     }
 }
 
+/// A conversation so far.
+struct Talk {
+    over: Vec<prompts::Turn>,
+    /// What the user says in the turn under way.
+    said: Arc<str>,
+}
+
 impl JobSource for StudyJobs {
     fn job(&mut self, index: u32, warmup: bool) -> Result<Job, String> {
         let source = &self.0;
-        let first = source.turn(index, 0, warmup, &[])?;
-        let said = Arc::new(Mutex::new(Vec::new()));
+        let (first, said) = source.turn(index, 0, warmup, &[])?;
+        let talk = Arc::new(Mutex::new(Talk { over: Vec::new(), said }));
         let later = (1..source.turns).map(|turn| {
-            let (source, said) = (source.clone(), said.clone());
+            let (source, talk) = (source.clone(), talk.clone());
             let asked = source.asked(index, turn, warmup);
             let next: NextTurn = Box::new(move |before: &Exchange| {
-                let mut history = said.lock().unwrap_or_else(PoisonError::into_inner);
-                let over = source.over(index, turn - 1, warmup, &history, before)?;
-                history.push(over);
-                Ok(source.turn(index, turn, warmup, &history)?.0)
+                let mut talk = talk.lock().unwrap_or_else(PoisonError::into_inner);
+                let over = over(talk.said.clone(), before);
+                talk.over.push(over);
+                let (next, said) = source.turn(index, turn, warmup, &talk.over)?;
+                talk.said = said;
+                Ok(next)
             });
             (asked, next)
         });
-        Ok(Job { first: first.0, later: later.collect() })
+        Ok(Job { first, later: later.collect() })
     }
 }
 
@@ -75,8 +84,9 @@ impl Source {
         turn: u32,
         warmup: bool,
         history: &[prompts::Turn],
-    ) -> Result<(Turn, PreparedRequest), String> {
-        let prepared = self.prepared(index, turn, warmup, history)?;
+    ) -> Result<(Turn, Arc<str>), String> {
+        let made = self.prompts.request(&self.cell, u64::from(index), turn, warmup, history);
+        let prepared = made.map_err(|e| format!("prompt of cell {}: {e}", self.cell.id))?;
         let seed = derive_seed(self.plan_seed, &format!("sampler/{}/{warmup}/{index}/{turn}", self.cell.id));
         // JSON numbers of other languages are exact up to 2^53 only.
         let variable =
@@ -84,40 +94,21 @@ impl Source {
         let body = self.served.template.render(&variable).map_err(|e| e.to_string())?;
         let varies = !self.fixed_lengths || !prepared.prompt_is_known;
         let asked = Asked {
-            prompt_hash: prepared.hash.clone(),
+            prompt_hash: prepared.hash,
             lengths: varies.then_some(prepared.lengths),
             prompt_is_known: prepared.prompt_is_known,
             ..self.asked(index, turn, warmup)
         };
-        Ok((Turn { asked, body }, prepared))
+        Ok((Turn { asked, body }, prepared.said.unwrap_or_default()))
     }
+}
 
-    fn prepared(
-        &self,
-        index: u32,
-        turn: u32,
-        warmup: bool,
-        history: &[prompts::Turn],
-    ) -> Result<PreparedRequest, String> {
-        let made = self.prompts.request(&self.cell, u64::from(index), turn, warmup, history);
-        made.map_err(|e| format!("prompt of cell {}: {e}", self.cell.id))
-    }
-
-    /// The turn that is over, as the history of the next.
-    fn over(
-        &self,
-        index: u32,
-        turn: u32,
-        warmup: bool,
-        history: &[prompts::Turn],
-        exchange: &Exchange,
-    ) -> Result<prompts::Turn, String> {
-        let said = self.prepared(index, turn, warmup, history)?.said.unwrap_or_default();
-        let answer = exchange.text.as_ref().map(|text| text.content.as_str()).unwrap_or_default();
-        let total_tokens = exchange.events.iter().rev().find_map(|event| match &event.kind {
-            EventKind::Usage(usage) => Some(usage.prompt_tokens? + usage.output_tokens?),
-            _ => None,
-        });
-        Ok(prompts::Turn { said, answer: answer.into(), total_tokens })
-    }
+/// The turn that is over, as the history of the next.
+fn over(said: Arc<str>, exchange: &Exchange) -> prompts::Turn {
+    let answer = exchange.text.as_ref().map(|text| text.content.as_str()).unwrap_or_default();
+    let total_tokens = exchange.events.iter().rev().find_map(|event| match &event.kind {
+        EventKind::Usage(usage) => Some(usage.prompt_tokens? + usage.output_tokens?),
+        _ => None,
+    });
+    prompts::Turn { said, answer: answer.into(), total_tokens }
 }
