@@ -24,6 +24,14 @@ impl Default for MonotonicClock {
     }
 }
 
+impl MonotonicClock {
+    /// A clock whose zero lies `age` before now: that of another process, whose instants it continues.
+    pub fn with_age(age: std::time::Duration) -> Self {
+        let now = Instant::now();
+        Self { zero: now.checked_sub(age).unwrap_or(now) }
+    }
+}
+
 impl Clock for MonotonicClock {
     fn now(&self) -> Nanos {
         Nanos(u64::try_from(self.zero.elapsed().as_nanos()).unwrap_or(u64::MAX))

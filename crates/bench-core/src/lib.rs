@@ -9,9 +9,12 @@ pub mod client;
 pub mod clock;
 pub mod event;
 pub mod load;
+pub mod memory;
 pub mod metric;
 mod packed;
 pub mod plan;
+pub mod power;
+pub mod probe;
 pub mod provenance;
 pub mod reference;
 pub mod row;
@@ -25,7 +28,7 @@ pub mod unit;
 pub mod verdict;
 
 /// Version of every stored format: raw traces, plan, rows. It grows when a column or a definition changes.
-pub const SCHEMA_VERSION: u32 = 2;
+pub const SCHEMA_VERSION: u32 = 3;
 
 /// What can be wrong with a spec, a plan or a stored trace.
 #[derive(Debug, thiserror::Error)]

@@ -15,11 +15,13 @@ pub enum Better {
 
 /// What one sample of the metric belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Scope {
+pub enum Per {
     /// One value per request.
     Request,
     /// Several values per request; intervals resample whole requests.
     Gap,
+    /// One value per batch, or per window of time in which power was read.
+    Window,
     /// One value per cell.
     Cell,
 }
@@ -31,14 +33,14 @@ pub struct MetricDef {
     /// As it stands in the `unit` column; `1` for counts and ratios.
     pub unit: &'static str,
     pub better: Better,
-    pub scope: Scope,
+    pub per: Per,
     /// For captions and axes, without the unit.
     pub title: &'static str,
     pub definition: &'static str,
 }
 
 macro_rules! metrics {
-    ($($name:ident $key:literal $unit:literal $better:ident $scope:ident $title:literal $definition:literal;)*) => {
+    ($($name:ident $key:literal $unit:literal $better:ident $per:ident $title:literal $definition:literal;)*) => {
         /// Every metric that can be measured.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
         pub enum Metric { $($name,)* }
@@ -51,7 +53,7 @@ macro_rules! metrics {
             pub const fn def(self) -> &'static MetricDef {
                 match self {
                     $(Self::$name => &MetricDef {
-                        key: $key, unit: $unit, better: Better::$better, scope: Scope::$scope,
+                        key: $key, unit: $unit, better: Better::$better, per: Per::$per,
                         title: $title, definition: $definition,
                     },)*
                 }
@@ -160,6 +162,136 @@ metrics! {
         "growth of the server's count of generated tokens / time between first and last reading";
     ServerPreemptions "server_preemptions" "1" Lower Cell "Preemptions on the server"
         "growth of the server's count between first and last reading";
+    WeightsBytes "weights_bytes" "B" Neutral Cell "Weights"
+        "bytes of parameters resident on the device";
+    KvTheory "kv_theory_bytes" "B" Neutral Cell "KV cache in theory"
+        "sum over layers of 2 * kv_heads * head_dim * bytes * min(tokens, window of that layer), of all requests of a batch \
+         (with a server: of one request); tokens are those fed to the model: prompt + output - 1";
+    KvFull "kv_full_bytes" "B" Neutral Cell "KV cache without windows"
+        "kv_theory_bytes without the windows: what an engine that ignores them would need";
+    KvRetained "kv_retained_bytes" "B" Lower Window "KV cache retained"
+        "measured, per batch: bytes allocated after the last token with the cache held - allocated before the prefill";
+    KvPerToken "kv_per_token_bytes" "B" Lower Cell "KV cache per token"
+        "slope of kv_retained_bytes over the tokens in the cache, least squares over the mean of each context of this model, \
+         batch, load and number of output tokens, of which there must be three; the same on each of their cells; for one \
+         sequence of a batch";
+    KvPerTokenTheory "kv_per_token_theory_bytes" "B" Neutral Cell "KV cache per token in theory"
+        "slope of kv_theory_bytes over the same contexts, by the same least squares; with windows that is less than the \
+         bytes of a token, and depends on the contexts";
+    ActivationPeak "activation_peak_bytes" "B" Lower Window "Activation peak"
+        "measured, per batch: peak of the allocations during the batch - (allocated before + kv_retained_bytes)";
+    PrefillPeak "prefill_peak_bytes" "B" Lower Window "Prefill peak"
+        "measured, per batch: most bytes allocated at once from before the prefill to the first token";
+    DecodePeak "decode_peak_bytes" "B" Lower Window "Decode peak"
+        "measured, per batch: most bytes allocated at once from the first token to the last";
+    PeakBytes "peak_bytes" "B" Lower Window "Peak memory"
+        "measured peak: scope `allocator` of the program's own allocations, `process` of its resident pages since \
+         the trial began (of a process that runs one trial only, else missing), `gpu_process` and `gpu_device` of the \
+         largest reading of a GPU during a trial, by process and by all that use it; of several GPUs the sum of those";
+    RssAnon "rss_anon_bytes" "B" Neutral Window "Resident anonymous pages"
+        "pages of the process that are its own (heap, stacks), after a batch";
+    RssFile "rss_file_bytes" "B" Neutral Window "Resident file pages"
+        "pages of files in the memory of the process (mapped weights, code), after a batch; the kernel may drop them";
+    KvLogical "kv_logical_bytes" "B" Neutral Cell "KV cache in use on the server"
+        "largest reading of the server's KV cache usage * its capacity in tokens * kv bytes of a token, of the fullest engine \
+         where a server has several; a model with windows has the mean bytes of a token at its longest context";
+    MaxContext "max_context_tokens" "1" Higher Cell "Largest context"
+        "tokens of the largest context that fits in a given memory, see `ossbench fit`";
+    MaxBatch "max_batch" "1" Higher Cell "Largest batch"
+        "largest batch at a given context that fits in a given memory, see `ossbench fit`";
+    IdlePower "idle_w" "W" Neutral Cell "Idle power"
+        "mean power of the idle machine before the first trial: integral / its length";
+    IdleTemp "idle_temp_c" "C" Neutral Cell "Idle temperature"
+        "mean temperature of the idle machine before the first trial";
+    IdleSmClock "idle_sm_clock_mhz" "MHz" Neutral Cell "Idle SM clock"
+        "mean clock of the idle machine before the first trial";
+    EnergyCounter "energy_counter_j" "J" Lower Window "Energy by counter"
+        "difference of the device's energy counter over a window, edges interpolated between updates; a window is a batch, \
+         a trial where batches are shorter than 10 sampling or update periods, or the steady window of a load; missing \
+         below 10 update periods of the counter";
+    EnergyTrapz "energy_trapz_j" "J" Lower Window "Energy by integral"
+        "trapezoid over the power samples in a window, ends interpolated; missing below 10 sampling periods; not there \
+         where power is known from a counter alone";
+    EnergyDifference "energy_difference" "1" Neutral Window "Counter against integral"
+        "energy_counter_j / energy_trapz_j - 1";
+    EnergyNet "energy_net_j" "J" Lower Window "Net energy"
+        "gross - idle_w * window; gross is the counter, or the integral where there is no counter";
+    EnergyPrefill "energy_prefill_j" "J" Lower Window "Prefill energy"
+        "from sent to the first token of each request of the batch: by the counter where both parts last 10 update periods, \
+         else by integral, scaled to gross; summed over the batches of a window; missing where requests overlap";
+    EnergyDecode "energy_decode_j" "J" Lower Window "Decode energy"
+        "from there to the last token, likewise; missing where requests overlap";
+    JoulesPerToken "j_per_tok" "J/tok" Lower Window "Energy per output token"
+        "energy_decode_j / output tokens after the first of each request; where requests overlap, energy of the window / its output tokens";
+    WhPer1kTokens "wh_per_1k_tok" "Wh/1k tok" Lower Window "Energy per 1,000 output tokens"
+        "j_per_tok / 3.6";
+    TokensPerJoule "tok_per_j" "tok/J" Higher Window "Output tokens per joule"
+        "1 / j_per_tok";
+    JoulesPerTokenE2e "j_per_tok_e2e" "J/tok" Lower Window "Energy per output token, prefill included"
+        "gross energy of the window, pauses between its batches included / its output tokens";
+    WhPer1kTokensE2e "wh_per_1k_tok_e2e" "Wh/1k tok" Lower Window "Energy per 1,000 output tokens, prefill included"
+        "j_per_tok_e2e / 3.6";
+    TokensPerJouleE2e "tok_per_j_e2e" "tok/J" Higher Window "Output tokens per joule, prefill included"
+        "1 / j_per_tok_e2e";
+    AvgPower "avg_w" "W" Neutral Window "Average power"
+        "gross energy of the window / its length";
+    PeakPower "peak_w" "W" Neutral Window "Peak power"
+        "largest power sample in the window; of several devices, of their sum; mean between readings of a counter";
+    PowerSampleRate "power_sample_hz" "Hz" Neutral Cell "Power sampling rate"
+        "readings that brought a new power value, by the device's own stamp where it gives one, / time between the first \
+         and the last, over all rounds; of several devices the mean";
+    UtilGpu "util_gpu_pct" "%" Neutral Window "GPU utilisation"
+        "mean of the readings in the window: share of time in which a kernel ran";
+    UtilMem "util_mem_pct" "%" Neutral Window "GPU memory utilisation"
+        "mean of the readings in the window: share of time in which memory was read or written";
+    Temp "temp_c" "C" Neutral Window "Temperature"
+        "mean of the readings in the window";
+    StartTemp "start_temp_c" "C" Neutral Cell "Temperature at the start"
+        "first reading of a trial, mean over rounds";
+    SmClock "sm_clock_mhz" "MHz" Neutral Window "SM clock"
+        "mean of the readings in the window";
+    MemClock "mem_clock_mhz" "MHz" Neutral Window "Memory clock"
+        "mean of the readings in the window";
+    Throttle "throttle" "1" Lower Window "Throttled share"
+        "share of the readings in the window with clocks lowered for power, heat or by hardware (NVML's reasons 0x4, 0x8, \
+         0x20, 0x40, 0x80); not counted: idle, clocks that were set, the boost group";
+    PowerLimit "power_limit_w" "W" Neutral Cell "Power limit"
+        "enforced power limit of the device";
+    ActiveParameters "active_parameters" "1" Neutral Cell "Active parameters"
+        "parameters that one token uses: all but the input embedding, and of the experts only those it is routed to";
+    Accuracy "accuracy" "1" Higher Cell "Accuracy"
+        "of the given file, not measured here; the task stands in the scope column";
+    ApeDecode "ape_decode" "tok/s/B" Higher Cell "Decode rate per active parameter"
+        "median decode_tok_s / active parameters in 10^9";
+    ApeTtft "ape_ttft" "1/s/B" Higher Cell "Inverse TTFT per active parameter"
+        "(1000 / median ttft_ms) / active parameters in 10^9";
+    ApeEnergy "ape_energy" "tok/J/B" Higher Cell "Tokens per joule per active parameter"
+        "median tok_per_j / active parameters in 10^9, of each scope";
+    ApeMemory "ape_memory" "tok/s/GiB" Higher Cell "Decode rate per memory"
+        "median decode_tok_s / largest peak_bytes in GiB: of the GPU process, else of the device, else of the process, else \
+         of the allocator, as the scope column says";
+    ApeAccuracy "ape_accuracy" "1/B" Higher Cell "Accuracy per active parameter"
+        "accuracy of the given file / active parameters in 10^9; the task stands in the scope column";
+    ExpertsTouched "experts_touched" "1" Lower Cell "Experts touched"
+        "distinct experts of a layer in a decode step, mean over steps and layers, counted by the router";
+    ExpertsExpected "experts_expected" "1" Neutral Cell "Experts expected"
+        "distinct experts if each token chose its k of E evenly and on its own: E (1 - (1 - k / E)^batch); with a server the \
+         batch is mean_concurrency";
+    BytesPerToken "bytes_per_tok" "B/tok" Lower Cell "Bytes per token"
+        "bytes that a decode step must move / batch: weights once, all but the input embedding and of the experts those \
+         touched (the expected ones where missing_reason says experts_not_counted; every one with scope `all_experts`); for \
+         each token one row of the embedding, and keys and values of the positions that it attends to, windows honoured, \
+         mean over the steps";
+    FlopsPerToken "flops_per_tok" "FLOP/tok" Lower Cell "Operations per token"
+        "2 * active parameters + 4 * heads * head_dim * attended positions, summed over layers, mean over the decode steps";
+    Bandwidth "bandwidth_bytes_s" "B/s" Neutral Cell "Memory bandwidth"
+        "of this machine, measured before the first trial by reading memory with all compute threads, or as given";
+    RooflineLimit "limit_tok_s" "tok/s" Neutral Cell "Roofline limit"
+        "bandwidth_bytes_s / bytes_per_tok: the decode rate of all requests of a batch together if nothing but memory took \
+         time";
+    RooflineRatio "roofline_ratio" "1" Higher Cell "Roofline ratio"
+        "median decode_tok_s * batch (mean_concurrency with a server) / limit_tok_s; above 1 where what is read again stays in \
+         a cache";
 }
 
 impl Metric {
@@ -196,6 +328,14 @@ mod tests {
                 "tok/s" => "_tok_s",
                 "req/s" => "_req_s",
                 "B" => "_bytes",
+                "B/s" => "_bytes_s",
+                "W" => "_w",
+                "J" => "_j",
+                "C" => "_c",
+                "MHz" => "_mhz",
+                "Hz" => "_hz",
+                "%" => "_pct",
+                "B/tok" | "FLOP/tok" => "s_per_tok",
                 _ => "",
             };
             assert!(d.key.ends_with(suffix), "{} in {}", d.key, d.unit);

@@ -11,8 +11,10 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+mod energy;
 mod server;
 
+pub use energy::{EnergyPlan, PowerSource};
 pub use server::{PromptPlan, ServerPlan, TracePlan, is_secret_name};
 
 /// How the next token is chosen.
@@ -35,6 +37,15 @@ pub struct ModelPlan {
     pub base_url: Option<String>,
     /// Where the tokenizer of a served model is.
     pub tokenizer: Option<String>,
+    pub activation_dtype: ActivationDtype,
+    pub expert_dtype: ExpertDtype,
+    pub sampling: Sampling,
+    /// Whose sizes a served model has.
+    pub shape: Option<String>,
+    /// lm-eval's JSON with its accuracy.
+    pub accuracy: Option<String>,
+    /// Cells beyond it are refused.
+    pub max_context_tokens: Option<u32>,
 }
 
 /// The target with every setting.
@@ -105,6 +116,13 @@ pub struct Trial {
     pub repeats: u32,
 }
 
+/// A point of the grid that is not run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refused {
+    pub cell: String,
+    pub reason: String,
+}
+
 /// A resolved study.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Plan {
@@ -114,13 +132,20 @@ pub struct Plan {
     pub repeats: u32,
     pub rounds: u32,
     pub warmup: u32,
+    /// Each trial in a process of its own.
+    pub isolate: bool,
     pub target: TargetPlan,
     /// `None` unless the target is a server.
     pub server: Option<ServerPlan>,
     /// `None`: no goodput.
     pub slo: Option<Slo>,
+    pub energy: EnergyPlan,
+    /// Bytes per second for the roofline; `None`: measured.
+    pub bandwidth_bytes_s: Option<f64>,
     pub models: Vec<ModelPlan>,
     pub cells: Vec<Cell>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub refused: Vec<Refused>,
     /// In the order in which they run.
     pub trials: Vec<Trial>,
 }
@@ -153,9 +178,9 @@ impl RunSpec {
             return Err(value("run.rounds", rounds, format!("at most run.repeats, which is {repeats}")));
         }
         let seed = run.seed.unwrap_or(42);
-        let models = resolve_models(&self.models)?;
+        let models = resolve_models(&self.models, &target)?;
         let loads = server::loads(self, target.kind, repeats)?;
-        let cells = self.expand(&models, &loads)?;
+        let (refused, cells) = refuse(self.expand(&models, &loads)?, &models)?;
         Ok(Plan {
             schema_version: SCHEMA_VERSION,
             name: resolve_name(run.name.as_deref())?,
@@ -163,12 +188,16 @@ impl RunSpec {
             repeats,
             rounds,
             warmup: run.warmup.unwrap_or(2),
+            isolate: resolve_isolate(run.isolate, target.kind)?,
+            energy: energy::resolve(self, target.kind)?,
+            bandwidth_bytes_s: energy::bandwidth(self)?,
             server: server::resolve(self, target.kind)?,
             target,
             slo: self.resolve_slo()?,
             trials: order(&models, &cells, seed, rounds),
             models,
             cells,
+            refused,
         })
     }
 
@@ -193,7 +222,7 @@ impl RunSpec {
         Ok(TargetPlan {
             kind,
             device: t.device.clone().unwrap_or_else(|| "cpu".to_owned()),
-            activation_dtype: t.activation_dtype.unwrap_or(ActivationDtype::F32),
+            activation_dtype: t.activation_dtype.unwrap_or(usual_activations(kind)),
             expert_dtype: t.expert_dtype.unwrap_or(ExpertDtype::Native),
             threads: t.threads,
             prefill_chunk: at_least_one("target.prefill_chunk", t.prefill_chunk.unwrap_or(512))?,
@@ -225,17 +254,8 @@ impl RunSpec {
 
     fn resolve_sampling(&self) -> Result<Sampling, Error> {
         let w = &self.workload;
-        let temperature = w.temperature.unwrap_or(0.0);
-        if !(temperature.is_finite() && temperature >= 0.0) {
-            return Err(value("workload.temperature", temperature, "a number of at least 0".to_owned()));
-        }
-        if let Some(p) = w.top_p.filter(|p| !(*p > 0.0 && *p <= 1.0)) {
-            return Err(value("workload.top_p", p, "in (0, 1]".to_owned()));
-        }
-        if let Some(k) = w.top_k {
-            at_least_one("workload.top_k", k)?;
-        }
-        Ok(Sampling { temperature, top_k: w.top_k, top_p: w.top_p })
+        let keys = ["workload.temperature", "workload.top_k", "workload.top_p"];
+        sampling(keys, w.temperature.unwrap_or(0.0), w.top_k, w.top_p)
     }
 
     fn expand(&self, models: &[ModelPlan], loads: &[(Load, u32)]) -> Result<Vec<Cell>, Error> {
@@ -293,6 +313,32 @@ impl Plan {
     }
 }
 
+/// Takes out the cells that are beyond their model's largest context.
+fn refuse(cells: Vec<Cell>, models: &[ModelPlan]) -> Result<(Vec<Refused>, Vec<Cell>), Error> {
+    let mut refused = Vec::new();
+    let mut kept = Vec::new();
+    for cell in cells {
+        let wanted = u64::from(cell.prompt_tokens) + u64::from(cell.output_tokens);
+        let limit = models.iter().find(|m| m.label == cell.model).and_then(|m| m.max_context_tokens);
+        match limit.filter(|limit| wanted > u64::from(*limit)) {
+            Some(limit) => refused.push(Refused {
+                reason: format!(
+                    "{wanted} prompt and output tokens, and models.max_context_tokens is {limit}"
+                ),
+                cell: cell.id,
+            }),
+            None => kept.push(cell),
+        }
+    }
+    if kept.is_empty()
+        && let Some(first) = refused.first()
+    {
+        let expected = format!("no cell is left: cell {} has {}", first.cell, first.reason);
+        return Err(value("models.max_context_tokens", "..", expected));
+    }
+    Ok((refused, kept))
+}
+
 /// Rounds one after another; within a round models in random order and each model's cells in random order,
 /// so that a model is loaded once per round at most.
 fn order(models: &[ModelPlan], cells: &[Cell], seed: u64, rounds: u32) -> Vec<Trial> {
@@ -320,7 +366,40 @@ fn share(total: u32, parts: u32, part: u32) -> u32 {
     (u64::from(total) * u64::from(part) / u64::from(parts)) as u32
 }
 
-fn resolve_models(models: &[ModelTable]) -> Result<Vec<ModelPlan>, Error> {
+fn sampling(
+    [temperature_key, top_k_key, top_p_key]: [&'static str; 3],
+    temperature: f64,
+    top_k: Option<u32>,
+    top_p: Option<f64>,
+) -> Result<Sampling, Error> {
+    if !(temperature.is_finite() && temperature >= 0.0) {
+        return Err(value(temperature_key, temperature, "a number of at least 0".to_owned()));
+    }
+    if let Some(p) = top_p.filter(|p| !(*p > 0.0 && *p <= 1.0)) {
+        return Err(value(top_p_key, p, "in (0, 1]".to_owned()));
+    }
+    if let Some(k) = top_k {
+        at_least_one(top_k_key, k)?;
+    }
+    Ok(Sampling { temperature, top_k, top_p })
+}
+
+/// Our engine is held to the reference in f32; servers keep their cache in 16 bits unless told otherwise.
+fn usual_activations(kind: TargetKind) -> ActivationDtype {
+    if kind == TargetKind::Http { ActivationDtype::Bf16 } else { ActivationDtype::F32 }
+}
+
+fn resolve_isolate(isolate: Option<bool>, kind: TargetKind) -> Result<bool, Error> {
+    match isolate {
+        Some(true) if kind != TargetKind::Engine => {
+            let expected = "only with target.kind = \"engine\": nothing else has memory of its own here";
+            Err(value("run.isolate", true, expected.to_owned()))
+        }
+        isolate => Ok(isolate.unwrap_or(false)),
+    }
+}
+
+fn resolve_models(models: &[ModelTable], target: &TargetPlan) -> Result<Vec<ModelPlan>, Error> {
     if models.is_empty() {
         let expected = "at least one [[models]] table with an `id`, e.g. \"dummy:gpt-oss-nano\"".to_owned();
         return Err(value("models", "[]", expected));
@@ -344,6 +423,17 @@ fn resolve_models(models: &[ModelTable]) -> Result<Vec<ModelPlan>, Error> {
             layers: model.layers,
             base_url: model.base_url.clone(),
             tokenizer: model.tokenizer.clone(),
+            activation_dtype: model.activation_dtype.unwrap_or(target.activation_dtype),
+            expert_dtype: model.expert_dtype.unwrap_or(target.expert_dtype),
+            sampling: sampling(
+                ["models.temperature", "models.top_k", "models.top_p"],
+                model.temperature.unwrap_or(target.sampling.temperature),
+                model.top_k.or(target.sampling.top_k),
+                model.top_p.or(target.sampling.top_p),
+            )?,
+            shape: model.shape.clone(),
+            accuracy: model.accuracy.clone(),
+            max_context_tokens: model.max_context_tokens,
         });
     }
     Ok(plans)
@@ -417,6 +507,7 @@ fn value(key: &'static str, value: impl std::fmt::Display, expected: String) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
     use std::collections::HashSet;
 
     fn plan(text: &str) -> Result<Plan, Error> {
@@ -460,6 +551,19 @@ mod tests {
             let error = plan(text).unwrap_err().to_string();
             assert!(error.starts_with(&format!("`{key}`")), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn what_is_beyond_a_models_context_is_left_out_and_listed() {
+        let text = format!("{TWO}max_context_tokens = 40\n[workload]\nprompt_tokens = [8, 16]\n");
+        let plan = plan(&text).unwrap();
+        let ids: Vec<_> = plan.cells.iter().map(|c| c.id.as_str()).collect();
+        assert_eq!(ids, ["a_p8_n32_b1", "a_p16_n32_b1", "b_p8_n32_b1"]);
+        let refused = &plan.refused[0];
+        assert_eq!((plan.refused.len(), refused.cell.as_str()), (1, "b_p16_n32_b1"));
+        assert!(refused.reason.starts_with("48 prompt and output tokens"), "{}", refused.reason);
+        let none = self::plan("[[models]]\nid = \"a\"\nmax_context_tokens = 9\n").unwrap_err().to_string();
+        assert!(none.starts_with("`models.max_context_tokens`"), "{none}");
     }
 
     fn served(rest: &str) -> Result<Plan, Error> {
@@ -549,6 +653,9 @@ mod tests {
                 ("run", key) => json[key].clone(),
                 ("mock", key) => json["target"]["mock"][key].clone(),
                 ("server", key) => http["server"][key].clone(),
+                ("energy", "source") => json!(http["energy"]["source"]["kind"]),
+                ("energy", key) => http["energy"][key].clone(),
+                ("ape", _) => json["bandwidth_bytes_s"].clone(),
                 ("workload", key) if http["server"]["prompts"].get(key).is_some() => {
                     http["server"]["prompts"][key].clone()
                 }

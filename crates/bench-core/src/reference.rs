@@ -2,7 +2,7 @@
 //!
 //! Only text is made here; `cargo xtask docs` puts it into `results/README.md`.
 
-use crate::metric::{Better, Metric, Scope};
+use crate::metric::{Better, Metric, Per};
 use crate::row;
 use std::fmt::Write as _;
 
@@ -27,12 +27,13 @@ pub fn columns() -> String {
             Better::Higher => "higher",
             Better::Neutral => "-",
         };
-        let scope = match d.scope {
-            Scope::Request => "request",
-            Scope::Gap => "gap",
-            Scope::Cell => "cell",
+        let per = match d.per {
+            Per::Request => "request",
+            Per::Gap => "gap",
+            Per::Window => "window",
+            Per::Cell => "cell",
         };
-        let _ = writeln!(text, "| `{}` | {} | {better} | {scope} | {} |", d.key, d.unit, d.definition);
+        let _ = writeln!(text, "| `{}` | {} | {better} | {per} | {} |", d.key, d.unit, d.definition);
     }
     text.push_str(STATISTICS);
     text.push_str(VIEWS);
@@ -45,10 +46,21 @@ const VIEWS: &str = "
 - `unified.parquet`: the same table as `unified.csv`.
 - `wide_latency.csv`: one row per cell; `ttft_p50_ms` is metric `ttft_ms`, statistic `p50`, and `_ci_low`, `_ci_high` \
 stand before the unit. `n` counts the requests that gave a TTFT.
+- `wide_memory.csv`, `wide_energy.csv`, `wide_efficiency.csv`: the same for memory, energy (one row per cell and scope) and \
+efficiency per active parameter.
 - `study_unified_latency.csv`: the same requests in the columns and by the formulas of arXiv 2508.16700, for comparison \
 with its tables only. `TTFT_ms` is a median, `p50_ms` to `p99_ms` are end-to-end times with percentiles at index \
 ceil(q (n - 1)), so that p95 equals p99 while n is small, and `TPOT_tokps` is a rate, `gen_tokens` over \
 `p50_ms`, prefill included; `ttft_ms` and `context_length` repeat other columns.
+- `ablation_<test>.csv`: the variants of the latest `ossbench ablate`, one row each, those that could not be run too \
+(`NOT_RUN` and the reason). `decode_p50_tok_s` is metric `decode_tok_s`, statistic `p50`; ratios are to the first \
+variant, and the ends of their intervals join the outermost ends of both.
+- `study_ablation_<table>.csv`: the same runs in the study's columns. A run is a request, or in-process a batch with the \
+tokens of all its requests; its time is from the call to the last token, prefill included (`throughput_scope`); \
+`tokps` is tokens over time of each run, and `mean_tokps` the mean of those. `p50` is the median, `p95` the value at index \
+ceil(0.95 (n - 1)) of the sorted ones: of few runs the largest. Runs with a failed request do not count.
+- `safety/<run_id>/`: transcripts of `ossbench safety`, and refusals counted by a published rule \
+(bench-configs/safety/README.md).
 ";
 
 const STATISTICS: &str = "

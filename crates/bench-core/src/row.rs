@@ -26,6 +26,12 @@ pub const COLUMNS: &[(&str, &str)] = &[
         "requests per second of the schedule, the mean of a ramp's ends; empty if there is none",
     ),
     ("metric", "key of the metric, see below"),
+    (
+        "scope",
+        "what the figure covers where there are several of its kind: `gpu_board` (all of them), `gpu_board.0`, `cpu_package`, \
+         `dram`, `system` for energy; `allocator`, `process`, `gpu_process`, `gpu_device` for memory; the task of an \
+         accuracy; `all_experts` for what it were if every expert were read; else empty",
+    ),
     ("unit", "unit of `value`, `ci_low`, `ci_high` and `instrument_error`"),
     (
         "stat",
@@ -39,9 +45,16 @@ pub const COLUMNS: &[(&str, &str)] = &[
         "99th percentile of what the client adds to a time of this kind, calibrated at the cell's own load; empty for \
          what is no time of the client, and where there is no calibration",
     ),
-    ("ci_method", "`order_statistic`, `student_t`, `cluster_bootstrap` or `wilson`"),
+    (
+        "ci_method",
+        "`order_statistic`, `student_t`, `cluster_bootstrap`, `wilson`, `least_squares` or `standard_error`",
+    ),
     ("n", "samples that went in"),
     ("missing", "samples that should have been there and were not"),
+    (
+        "missing_reason",
+        "why, as codes with their counts: `window_too_short: 3`; empty where it is plain from the metric",
+    ),
     ("bounded", "for quantiles: n reaches MLPerf's minimum"),
     ("success_rate", "successful requests / requests of the cell"),
     (
@@ -71,6 +84,7 @@ pub struct Row {
     pub concurrency: Option<u32>,
     pub request_rate: Option<f64>,
     pub metric: &'static str,
+    pub scope: String,
     pub unit: &'static str,
     pub stat: String,
     pub value: Option<f64>,
@@ -80,6 +94,7 @@ pub struct Row {
     pub ci_method: Option<&'static str>,
     pub n: u64,
     pub missing: u64,
+    pub missing_reason: String,
     pub bounded: Option<bool>,
     pub success_rate: Option<f64>,
     /// Empty if no request succeeded.
@@ -109,6 +124,7 @@ fn row(run_id: &str, target: &str, cell: &Cell, summary: &Summary, estimate: &Es
         concurrency: cell.load.concurrency(),
         request_rate: cell.load.rate(),
         metric: def.key,
+        scope: estimate.scope.clone().unwrap_or_default(),
         unit: def.unit,
         stat: estimate.stat.key(),
         value: estimate.value,
@@ -118,6 +134,7 @@ fn row(run_id: &str, target: &str, cell: &Cell, summary: &Summary, estimate: &Es
         ci_method: estimate.interval.map(|i| i.method.key()),
         n: estimate.n,
         missing: estimate.missing,
+        missing_reason: estimate.missing_reason.clone(),
         bounded: estimate.bounded,
         success_rate: (summary.requests > 0)
             .then(|| f64::from(summary.succeeded) / f64::from(summary.requests)),

@@ -1,9 +1,11 @@
 //! One value of one metric, and what a cell's values come to.
 //!
-//! Missing is `None`. Statistics over samples stand in `stats`; this is only their vocabulary.
+//! Missing is `None`. Statistics over samples stand in `stats`; this is their vocabulary, and which of them every
+//! metric with samples has.
 
 use crate::event::{CountSource, FailureKind};
 use crate::metric::Metric;
+use crate::stats::{Clustered, is_bounded, supports};
 use crate::verdict::{ClientVerdict, Verdict};
 
 /// One value of one metric for one request (or one gap of it, or one cell).
@@ -60,6 +62,10 @@ pub enum IntervalMethod {
     ClusterBootstrap,
     /// Wilson score, for proportions.
     Wilson,
+    /// Slope of a line by ordinary least squares, Student's t with n - 2.
+    LeastSquares,
+    /// 1.96 standard errors to either side, where only a standard error was given.
+    StandardError,
 }
 
 impl IntervalMethod {
@@ -69,6 +75,8 @@ impl IntervalMethod {
             Self::StudentT => "student_t",
             Self::ClusterBootstrap => "cluster_bootstrap",
             Self::Wilson => "wilson",
+            Self::LeastSquares => "least_squares",
+            Self::StandardError => "standard_error",
         }
     }
 }
@@ -85,6 +93,8 @@ pub struct Interval {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Estimate {
     pub metric: Metric,
+    /// What the figure covers where a cell has several of its kind: `gpu_board`, `process`, a task.
+    pub scope: Option<String>,
     pub stat: Stat,
     /// `None` where n does not support it.
     pub value: Option<f64>,
@@ -95,8 +105,57 @@ pub struct Estimate {
     pub n: u64,
     /// Samples that should have been there and were missing.
     pub missing: u64,
+    /// Why samples are missing, as codes with their counts; empty where none is or where it is plain.
+    pub missing_reason: String,
     /// For quantiles: n reaches `MLPerf`'s minimum for this percentile.
     pub bounded: Option<bool>,
+}
+
+/// Quantiles of every metric that has samples.
+const QUANTILES: [f64; 5] = [0.5, 0.9, 0.95, 0.99, 0.999];
+
+impl Estimate {
+    /// One value of a whole cell, from `n` samples or requests.
+    pub fn of_cell(metric: Metric, value: Option<f64>, n: u64) -> Self {
+        Self {
+            metric,
+            scope: None,
+            stat: Stat::Value,
+            value,
+            interval: None,
+            instrument_error: None,
+            n,
+            missing: u64::from(value.is_none()),
+            missing_reason: String::new(),
+            bounded: None,
+        }
+    }
+
+    /// What samples come to: mean, spread, ends, and the quantiles that their number supports, with intervals.
+    pub fn of_samples(metric: Metric, samples: &Clustered, missing: u64) -> Vec<Self> {
+        let pooled = samples.pooled();
+        let n = pooled.n();
+        let estimate = |stat, value, interval: Option<Interval>, bounded| Self {
+            stat,
+            interval: interval.filter(|i| i.low.is_some() || i.high.is_some()),
+            missing,
+            bounded,
+            ..Self::of_cell(metric, value, n)
+        };
+        let mut estimates = vec![
+            estimate(Stat::Mean, pooled.mean(), samples.mean_interval(), None),
+            estimate(Stat::StdDev, pooled.std_dev(), None, None),
+            estimate(Stat::Min, pooled.min(), None, None),
+            estimate(Stat::Max, pooled.max(), None, None),
+        ];
+        for p in QUANTILES {
+            let supported = supports(n, p);
+            let value = supported.then(|| pooled.quantile(p)).flatten();
+            let interval = supported.then(|| samples.quantile_interval(p)).flatten();
+            estimates.push(estimate(Stat::Quantile(p), value, interval, Some(is_bounded(n, p))));
+        }
+        estimates
+    }
 }
 
 /// All estimates of one cell with its verdict.

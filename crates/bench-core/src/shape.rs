@@ -1,6 +1,6 @@
 //! The sizes of a model that measurements are divided by or held against.
 //!
-//! Filled by a target that knows its model; whoever divides by active parameters takes them from here.
+//! Filled by a target that knows its model; theory of memory, bytes and operations per token is computed from here.
 
 use serde::{Deserialize, Serialize};
 
@@ -21,4 +21,117 @@ pub struct ModelFacts {
     pub expert_dtype: String,
     /// Instruction set of the kernels, `avx512`.
     pub kernels: String,
+    pub shape: ModelShape,
+}
+
+/// The dimensions of a model, with the bytes that each part of its weights takes as it was loaded.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelShape {
+    pub hidden_size: u32,
+    pub vocab_size: u32,
+    pub num_attention_heads: u32,
+    pub num_key_value_heads: u32,
+    pub head_dim: u32,
+    /// Of each layer; `None` attends to everything.
+    pub windows: Vec<Option<u32>>,
+    /// Bytes of one value of keys and values.
+    pub kv_value_bytes: u32,
+    pub weights: WeightShape,
+    /// `None` for dense models.
+    pub experts: Option<ExpertShape>,
+    pub max_context_tokens: u32,
+}
+
+/// Bytes and parameters of one part of the weights, over all layers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Part {
+    pub parameters: u64,
+    pub bytes: u64,
+}
+
+/// Weights by what they are for; the embedding is counted once where it is tied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct WeightShape {
+    pub embedding: Part,
+    /// Empty where the embedding is tied: then that is what a token multiplies with.
+    pub lm_head: Part,
+    pub attention: Part,
+    pub norms: Part,
+    pub router: Part,
+    /// All experts of all layers, biases and scales included.
+    pub experts: Part,
+    /// Dense MLP.
+    pub mlp: Part,
+}
+
+impl WeightShape {
+    pub fn parts(&self) -> [Part; 7] {
+        [self.embedding, self.lm_head, self.attention, self.norms, self.router, self.experts, self.mlp]
+    }
+}
+
+/// The mixture of experts of each layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExpertShape {
+    pub num_experts: u32,
+    pub experts_per_token: u32,
+    /// Layers that have experts.
+    pub layers: u32,
+}
+
+/// Which experts the requests of one repeat touched: counted by the engine's router.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ExpertUse {
+    pub repeat: u32,
+    pub prefill: Touched,
+    pub decode: Touched,
+}
+
+/// Distinct experts summed over forward passes and layers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Touched {
+    /// Forward passes times layers with experts.
+    pub layer_passes: u64,
+    /// Distinct experts of each layer and pass, summed.
+    pub experts: u64,
+    /// Tokens of each layer and pass, summed.
+    pub tokens: u64,
+}
+
+/// Memory bandwidth as it was measured.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Bandwidth {
+    pub schema_version: u32,
+    /// `cpu`, or the GPU's name.
+    pub device: String,
+    pub threads: u32,
+    /// Size of the arrays, well beyond all caches.
+    pub bytes: u64,
+    /// Median bytes per second of reading one array.
+    pub read_bytes_s: f64,
+    /// Median bytes per second of copying one array to another, bytes read and written counted.
+    pub copy_bytes_s: f64,
+    /// Repeats behind the medians, with the slowest and fastest read.
+    pub repeats: u32,
+    pub read_min_bytes_s: f64,
+    pub read_max_bytes_s: f64,
+}
+
+/// Expected number of distinct experts that `tokens` tokens touch in one layer if each chose `per_token` of
+/// `experts` evenly and on its own: E (1 - (1 - k/E)^n).
+pub fn expected_experts(experts: u32, per_token: u32, tokens: f64) -> f64 {
+    let (experts, per_token) = (f64::from(experts), f64::from(per_token));
+    experts * (1.0 - (1.0 - per_token / experts).powf(tokens))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn expected_experts_of_one_token_are_its_own_and_of_many_all() {
+        assert!((expected_experts(32, 4, 1.0) - 4.0).abs() < 1e-12);
+        assert!((expected_experts(32, 4, 2.0) - 7.5).abs() < 1e-12);
+        assert!(expected_experts(32, 4, 1000.0) > 31.999);
+    }
 }

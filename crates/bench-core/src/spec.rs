@@ -124,6 +124,7 @@ table! {
         repeats: u32,
         rounds: u32,
         warmup: u32,
+        isolate: bool,
     }
 }
 table! {
@@ -203,6 +204,24 @@ table! {
     }
 }
 table! {
+    /// `[energy]`: how power is read
+    EnergyTable {
+        source: String,
+        poll_hz: f64,
+        idle_s: f64,
+        cooldown_s: f64,
+        cooldown_above_c: f64,
+        gpus: Vec<u32>,
+        nvml_library: String,
+    }
+}
+table! {
+    /// `[ape]`: what efficiency is held against
+    ApeTable {
+        bandwidth_gb_s: f64,
+    }
+}
+table! {
     /// `[slo]`: what a request must meet to count as good
     SloTable {
         ttft_ms: f64,
@@ -232,6 +251,43 @@ pub struct ModelTable {
     pub base_url: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokenizer: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub activation_dtype: Option<ActivationDtype>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expert_dtype: Option<ExpertDtype>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub temperature: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub top_k: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub top_p: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shape: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accuracy: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_context_tokens: Option<u32>,
+}
+
+impl ModelTable {
+    /// A model by its id alone.
+    pub fn new(id: impl Into<String>) -> Self {
+        Self {
+            id: id.into(),
+            label: None,
+            layers: None,
+            base_url: None,
+            tokenizer: None,
+            activation_dtype: None,
+            expert_dtype: None,
+            temperature: None,
+            top_k: None,
+            top_p: None,
+            shape: None,
+            accuracy: None,
+            max_context_tokens: None,
+        }
+    }
 }
 
 /// A whole study.
@@ -252,6 +308,10 @@ pub struct RunSpec {
     pub server: Option<ServerTable>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slo: Option<SloTable>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub energy: Option<EnergyTable>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ape: Option<ApeTable>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mock: Option<MockTable>,
 }
@@ -311,9 +371,11 @@ mod tests {
                 let _ = writeln!(text, "{heading}");
             }
             let value = match (*default, *ty) {
+                ("-", "string") if key.ends_with("_dtype") => "\"bf16\"",
                 ("-", "string") => "\"a\"",
                 ("-", "float") => "1.0",
                 ("-", "list of floats") => "[1.0]",
+                ("-", "list of integers") => "[1]",
                 ("-", _) => "1",
                 (default, _) => default,
             };

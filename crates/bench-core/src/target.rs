@@ -6,8 +6,10 @@
 use crate::client::{Calibration, ClientHealth, Scrape, ServerFacts};
 use crate::clock::Clock;
 use crate::event::{Event, EventKind};
+use crate::memory::MemoryTrace;
 use crate::plan::{Cell, ModelPlan, Trial};
-use crate::shape::ModelFacts;
+use crate::probe::MemoryProbe;
+use crate::shape::{ExpertUse, ModelFacts, Touched};
 use crate::trace::RequestTrace;
 use crate::unit::Nanos;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -28,13 +30,67 @@ pub struct Recorder<'a> {
     clock: &'a dyn Clock,
     events: Vec<Vec<Event>>,
     kv_allocated_bytes: Vec<Option<u64>>,
+    probe: Option<&'a dyn MemoryProbe>,
+    memory: MemoryTrace,
+    experts: Option<ExpertUse>,
 }
 
 impl<'a> Recorder<'a> {
     /// A recorder for `batch` requests, with room for `tokens` events each so that recording does not allocate.
     pub fn new(clock: &'a dyn Clock, batch: usize, tokens: usize) -> Self {
         let events = (0..batch).map(|_| Vec::with_capacity(tokens + 8)).collect();
-        Self { clock, events, kv_allocated_bytes: vec![None; batch] }
+        Self {
+            clock,
+            events,
+            kv_allocated_bytes: vec![None; batch],
+            probe: None,
+            memory: MemoryTrace::default(),
+            experts: None,
+        }
+    }
+
+    /// Reads memory too, beginning with what is there before the batch.
+    #[must_use]
+    pub fn watching(mut self, probe: Option<&'a dyn MemoryProbe>, repeat: u32) -> Self {
+        self.probe = probe;
+        self.memory.repeat = repeat;
+        if let Some(probe) = probe {
+            self.memory.process_before = probe.process();
+            probe.reset_heap_peak();
+            self.memory.before = probe.heap();
+        }
+        self
+    }
+
+    /// The target has stamped the first token of every request.
+    pub fn prefilled(&mut self) {
+        if let Some(probe) = self.probe {
+            self.memory.first_token = probe.heap();
+            probe.reset_heap_peak();
+        }
+    }
+
+    /// The target has stamped the last token and still holds its cache.
+    pub fn held(&mut self) {
+        if let Some(probe) = self.probe {
+            self.memory.held = probe.heap();
+            probe.reset_heap_peak();
+        }
+    }
+
+    /// Experts that the batch touched.
+    pub fn experts(&mut self, prefill: Touched, decode: Touched) {
+        self.experts = Some(ExpertUse { repeat: self.memory.repeat, prefill, decode });
+    }
+
+    /// Reads what is left when the target has returned, and hands over the readings of the machine; memory is
+    /// `None` if nobody watched it.
+    pub fn machine(&mut self) -> (Option<MemoryTrace>, Option<ExpertUse>) {
+        if let Some(probe) = self.probe {
+            self.memory.released = probe.heap();
+            self.memory.process_after = probe.process();
+        }
+        (self.probe.map(|_| self.memory), self.experts)
     }
 
     pub fn now(&self) -> Nanos {
@@ -111,7 +167,27 @@ pub trait Target {
     /// `Intended` is recorded by the caller.
     fn run(&mut self, requests: &[Request], recorder: &mut Recorder<'_>, stop: &StopFlag);
 
-    /// Runs a whole trial of a cell whose load is not `Load::Batch`: warm-up, then the measured requests as the
+    /// Whether `run_trial` is to be called for every cell, instead of `prompt` and `run` for batches.
+    fn takes_trials(&self) -> bool {
+        false
+    }
+
+    /// Whether `prepare` is to be called before every trial, not only before another model's.
+    fn fresh_for_each_trial(&self) -> bool {
+        false
+    }
+
+    /// The process in which the model runs, where it is not this one.
+    fn process(&self) -> Option<u32> {
+        None
+    }
+
+    /// What the reader of the results should know and no request tells, since this was last asked.
+    fn notes(&mut self) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// Runs a whole trial, for a target that takes them: warm-up, then the measured requests as the cell's
     /// load wants them. A failing request is handed over like any other.
     ///
     /// # Errors
@@ -148,6 +224,10 @@ pub trait TrialSink {
     /// How the load generator fared, once, at the end.
     fn client(&mut self, health: ClientHealth);
     fn scrape(&mut self, scrape: Scrape);
+    /// Memory around one measured repeat.
+    fn memory(&mut self, memory: MemoryTrace);
+    /// Experts that one measured repeat touched.
+    fn experts(&mut self, experts: ExpertUse);
     /// Requests in flight now, for those who watch; no more often than ten times a second.
     fn in_flight(&mut self, requests: u32);
 }

@@ -5,6 +5,9 @@
 use crate::Error;
 use crate::client::{ClientHealth, Scrape, ServerTimes};
 use crate::event::{Channel, CountSource, Event, EventKind, FailureKind, FinishReason};
+use crate::memory::MemoryTrace;
+use crate::power::PowerTrace;
+use crate::shape::ExpertUse;
 use crate::unit::Nanos;
 use serde::{Deserialize, Serialize};
 
@@ -38,7 +41,7 @@ pub struct RequestTrace {
 }
 
 /// One trial: all requests of one cell in one round, warm-up apart.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct TrialTrace {
     pub schema_version: u32,
     /// Position in the plan's order.
@@ -57,6 +60,24 @@ pub struct TrialTrace {
     pub client: Option<ClientHealth>,
     /// Readings of the server's `/metrics`, in order of time.
     pub scrapes: Vec<Scrape>,
+    /// Of each measured repeat, in-process.
+    pub memory: Vec<MemoryTrace>,
+    /// Of each measured repeat, of a mixture of experts in-process.
+    pub experts: Vec<ExpertUse>,
+    /// `None` where nothing could be read.
+    pub power: Option<PowerTrace>,
+}
+
+/// The part of a trial in which its load was steady; METRICS.md, "Steady window".
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SteadyWindow {
+    /// Which of the cell's trials, in the order in which they were taken in, from 0.
+    pub trial: u32,
+    pub from: Nanos,
+    pub to: Nanos,
+    /// That arrived after `from` and not after `to`, of requests that succeeded; a fraction where a target's count
+    /// is spread over what was seen.
+    pub output_tokens: f64,
 }
 
 /// How a request ended.

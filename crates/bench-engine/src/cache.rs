@@ -1,4 +1,5 @@
-//! Keys and values of the tokens that a sequence has seen: pages that grow, up to a ring for sliding layers.
+//! Keys and values of the tokens that a sequence has seen: one page where their number is known, more as it grows,
+//! up to a ring for sliding layers.
 //!
 //! Rows are kept in the activation dtype, head by head, so that attention reads each head's keys in a row.
 
@@ -9,7 +10,7 @@ use crate::config::{LayerType, ModelConfig};
 use crate::error::{Error, Result};
 use crate::model::ActivationDtype;
 
-/// Positions by which layers grow; a smaller window is a single page.
+/// Positions by which layers grow beyond what was reserved; a smaller window is a single page.
 const PAGE: usize = 256;
 
 /// One conversation's state: the keys and values of every layer.
@@ -30,11 +31,21 @@ impl Sequence {
                 kv_heads: config.num_key_value_heads,
                 head_dim: config.head_dim,
                 dtype,
+                reserved: PAGE,
                 pages: Vec::new(),
                 len: 0,
             })
             .collect();
         Self { layers, len: 0, interrupted: false }
+    }
+
+    /// Says how many tokens the sequence will have seen at its end: each layer then takes memory for exactly
+    /// those that it keeps, in one page, when its first token comes. More tokens than that take pages. Without
+    /// effect once there are tokens.
+    pub fn reserve(&mut self, tokens: usize) {
+        for layer in self.layers.iter_mut().filter(|layer| layer.pages.is_empty()) {
+            layer.reserved = tokens.max(1);
+        }
     }
 
     /// Tokens seen.
@@ -48,19 +59,21 @@ impl Sequence {
 
     /// Bytes allocated for keys and values.
     pub fn kv_bytes(&self) -> u64 {
-        self.layers.iter().map(|l| (l.pages.len() * 2 * l.page_elements() * l.dtype.size()) as u64).sum()
+        let rows = |l: &LayerCache| l.pages.iter().map(|p| p.rows).sum::<usize>();
+        self.layers.iter().map(|l| (rows(l) * l.row_bytes()) as u64).sum()
     }
 
     /// Bytes of those that hold the tokens seen.
     pub fn kv_used_bytes(&self) -> u64 {
-        let row = |l: &LayerCache| 2 * l.kv_heads * l.head_dim * l.dtype.size();
-        self.layers.iter().map(|l| (row(l) * l.window.map_or(l.len, |w| l.len.min(w))) as u64).sum()
+        let rows = |l: &LayerCache| l.window.map_or(l.len, |w| l.len.min(w));
+        self.layers.iter().map(|l| (rows(l) * l.row_bytes()) as u64).sum()
     }
 
-    /// Forgets all tokens and frees their memory.
+    /// Forgets all tokens and what was reserved, and frees their memory.
     pub fn reset(&mut self) {
         for layer in &mut self.layers {
             layer.pages = Vec::new();
+            layer.reserved = PAGE;
             layer.len = 0;
         }
         (self.len, self.interrupted) = (0, false);
@@ -93,18 +106,22 @@ impl std::fmt::Debug for Sequence {
 }
 
 /// Keys and values of one layer. A position stands in slot `position`, or `position % window` of a ring; slots
-/// are numbered through the pages. A ring grows too, so that a window beyond all need costs nothing.
+/// are numbered through the pages. A ring grows too, so that a window beyond all need costs nothing; its pages have
+/// no more rows than its window together.
 pub(crate) struct LayerCache {
     window: Option<usize>,
     kv_heads: usize,
     head_dim: usize,
     dtype: ActivationDtype,
+    /// Rows of the first page, unless the window is smaller.
+    reserved: usize,
     pages: Vec<Page>,
     len: usize,
 }
 
-/// Rows `[kv_heads, rows, head_dim]`.
+/// Keys and values, each `[kv_heads, rows, head_dim]`.
 struct Page {
+    rows: usize,
     k: KvBuffer,
     v: KvBuffer,
 }
@@ -142,34 +159,51 @@ impl KvBuffer {
 }
 
 impl LayerCache {
-    fn page_rows(&self) -> usize {
-        self.window.unwrap_or(PAGE).min(PAGE)
+    fn row_bytes(&self) -> usize {
+        2 * self.kv_heads * self.head_dim * self.dtype.size()
     }
 
     fn slot(&self, position: usize) -> usize {
         self.window.map_or(position, |window| position % window)
     }
 
-    fn page_elements(&self) -> usize {
-        self.page_rows() * self.kv_heads * self.head_dim
+    /// Rows of the first page.
+    fn first_rows(&self) -> usize {
+        self.window.map_or(self.reserved, |window| window.min(self.reserved))
+    }
+
+    /// Page and row of a slot.
+    fn place(&self, slot: usize) -> (usize, usize) {
+        match slot.checked_sub(self.first_rows()) {
+            None => (0, slot),
+            Some(beyond) => (1 + beyond / PAGE, beyond % PAGE),
+        }
+    }
+
+    fn add_page(&mut self) {
+        let first = self.first_rows();
+        let rows = match self.pages.len() {
+            0 => first,
+            n => self.window.map_or(PAGE, |window| PAGE.min(window - first - (n - 1) * PAGE)),
+        };
+        let elements = rows * self.kv_heads * self.head_dim;
+        let buffer = || KvBuffer::new(self.dtype, elements);
+        self.pages.push(Page { rows, k: buffer(), v: buffer() });
     }
 
     /// Appends k and v `[tokens, kv_heads, head_dim]`; a ring keeps the last `window` of them.
     pub(crate) fn append(&mut self, k: &[f32], v: &[f32]) {
         let width = self.kv_heads * self.head_dim;
         let tokens = k.len() / width;
-        let rows = self.page_rows();
         let skip = self.window.map_or(0, |w| tokens.saturating_sub(w));
         for token in skip..tokens {
-            let slot = self.slot(self.len + token);
-            let (page, row) = (slot / rows, slot % rows);
+            let (page, row) = self.place(self.slot(self.len + token));
             while self.pages.len() <= page {
-                let (dtype, n) = (self.dtype, self.page_elements());
-                self.pages.push(Page { k: KvBuffer::new(dtype, n), v: KvBuffer::new(dtype, n) });
+                self.add_page();
             }
             let page = &mut self.pages[page];
             for head in 0..self.kv_heads {
-                let to = (head * rows + row) * self.head_dim;
+                let to = (head * page.rows + row) * self.head_dim;
                 let from = token * width + head * self.head_dim;
                 page.k.write(to, &k[from..from + self.head_dim]);
                 page.v.write(to, &v[from..from + self.head_dim]);
@@ -180,28 +214,27 @@ impl LayerCache {
 
     /// The rows that are held, as blocks in the order of their positions.
     pub(crate) fn blocks(&self) -> Vec<KvBlock<'_>> {
-        let rows = self.page_rows();
         let mut blocks = Vec::new();
         let mut position = self.window.map_or(0, |window| self.len.saturating_sub(window));
         while position < self.len {
-            let slot = self.slot(position);
-            let to_page_end = rows - slot % rows;
-            let to_ring_end = self.window.map_or(to_page_end, |window| window - slot);
-            let run = to_page_end.min(to_ring_end).min(self.len - position);
-            blocks.push(self.block(slot / rows, slot % rows, position, run));
+            // A ring ends with its last page.
+            let (page, row) = self.place(self.slot(position));
+            let page = &self.pages[page];
+            let run = (page.rows - row).min(self.len - position);
+            blocks.push(self.block(page, row, position, run));
             position += run;
         }
         blocks
     }
 
-    fn block(&self, page: usize, row: usize, first_position: usize, len: usize) -> KvBlock<'_> {
+    fn block<'a>(&self, page: &'a Page, row: usize, first_position: usize, len: usize) -> KvBlock<'a> {
         let at = row * self.head_dim;
         KvBlock {
-            k: self.pages[page].k.from(at),
-            v: self.pages[page].v.from(at),
+            k: page.k.from(at),
+            v: page.v.from(at),
             first_position,
             len,
-            head_stride: self.page_rows() * self.head_dim,
+            head_stride: page.rows * self.head_dim,
             row_stride: self.head_dim,
         }
     }
@@ -217,6 +250,7 @@ mod tests {
             kv_heads: 2,
             head_dim: 1,
             dtype: ActivationDtype::F32,
+            reserved: PAGE,
             pages: Vec::new(),
             len: 0,
         }
@@ -238,27 +272,82 @@ mod tests {
         held
     }
 
+    /// Appends `tokens` rows with the values of their positions.
+    fn append(cache: &mut LayerCache, tokens: usize) {
+        let rows = |f: fn(usize) -> f32| {
+            (cache.len..cache.len + tokens).flat_map(|p| [f(p), f(p)]).collect::<Vec<f32>>()
+        };
+        let k = rows(|p| p as f32);
+        let mut v = rows(|p| -(p as f32));
+        v.iter_mut().skip(1).step_by(2).for_each(|v| *v -= 0.5);
+        cache.append(&k, &v);
+    }
+
+    fn rows(cache: &LayerCache) -> Vec<usize> {
+        cache.pages.iter().map(|page| page.rows).collect()
+    }
+
     #[test]
     fn rings_hold_the_last_window_and_pages_hold_all() {
         for chunks in [vec![1; 40], vec![7, 16, 3, 33, 1, 1], vec![300, 2, 299]] {
             let (mut ring, mut full, mut n) = (layer(Some(16)), layer(None), 0);
-            // Its pages are of 256 rows, and the last one is used in part.
+            // Its last page is cut to the window.
             let mut wide = layer(Some(PAGE + 100));
             for chunk in chunks {
-                let rows =
-                    |f: fn(usize) -> f32| (n..n + chunk).flat_map(|p| [f(p), f(p)]).collect::<Vec<f32>>();
-                let k = rows(|p| p as f32);
-                let mut v = rows(|p| -(p as f32));
-                v.iter_mut().skip(1).step_by(2).for_each(|v| *v -= 0.5);
-                ring.append(&k, &v);
-                full.append(&k, &v);
-                wide.append(&k, &v);
+                append(&mut ring, chunk);
+                append(&mut full, chunk);
+                append(&mut wide, chunk);
                 n += chunk;
                 assert_eq!(positions(&ring), (n.saturating_sub(16)..n).collect::<Vec<_>>());
                 assert_eq!(positions(&wide), (n.saturating_sub(PAGE + 100)..n).collect::<Vec<_>>());
-                assert_eq!(wide.pages.len(), n.div_ceil(PAGE).min(2));
+                assert_eq!(rows(&wide), &[PAGE, 100][..n.div_ceil(PAGE).min(2)]);
                 assert_eq!(positions(&full), (0..n).collect::<Vec<_>>());
                 assert_eq!(full.pages.len(), n.div_ceil(PAGE));
+            }
+        }
+    }
+
+    #[test]
+    fn what_was_reserved_is_one_page_and_more_takes_pages() {
+        for window in [None, Some(16), Some(100), Some(PAGE + 300)] {
+            for reserved in [1, 15, 16, 17, 143, 600] {
+                let mut cache = layer(window);
+                cache.reserved = reserved;
+                for tokens in [1, reserved - 1] {
+                    append(&mut cache, tokens);
+                    assert_eq!(rows(&cache), [window.map_or(reserved, |w| w.min(reserved))]);
+                }
+                append(&mut cache, 700);
+                let n = cache.len;
+                let kept = window.map_or(n, |w| w.min(n));
+                assert_eq!(positions(&cache), (n - kept..n).collect::<Vec<_>>(), "{window:?} {reserved}");
+                let held: usize = rows(&cache).iter().sum();
+                assert!(held >= kept && held < kept + PAGE && window.is_none_or(|w| held <= w));
+            }
+        }
+    }
+
+    #[test]
+    fn reserved_sequences_hold_exactly_what_theory_says() {
+        for (preset, contexts) in
+            [("gpt-oss-nano", [1, 127, 128, 129, 143, 4096]), ("dense-nano", [1, 2, 255, 256, 257, 1000])]
+        {
+            let config = crate::preset::config(preset).unwrap();
+            for dtype in [ActivationDtype::F32, ActivationDtype::Bf16] {
+                for tokens in contexts {
+                    let mut sequence = Sequence::new(&config, dtype);
+                    sequence.reserve(tokens);
+                    let width = config.num_key_value_heads * config.head_dim;
+                    let rows = vec![1.0; tokens * width];
+                    for layer in 0..config.num_hidden_layers {
+                        sequence.layer_mut(layer).append(&rows, &rows);
+                    }
+                    let theory = crate::layout::kv_bytes(&config, tokens, dtype.size(), true);
+                    assert_eq!(sequence.kv_bytes(), theory, "{preset} {tokens}");
+                    assert_eq!(sequence.kv_used_bytes(), theory, "{preset} {tokens}");
+                    sequence.reset();
+                    assert_eq!(sequence.kv_bytes(), 0);
+                }
             }
         }
     }

@@ -58,6 +58,16 @@ pub enum ExpertDtype {
     Bf16,
 }
 
+impl ExpertDtype {
+    /// As options spell it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Native => "native",
+            Self::Bf16 => "bf16",
+        }
+    }
+}
+
 /// Change of the rotary frequencies beyond `rope_theta`.
 #[derive(Debug, Clone, PartialEq)]
 pub enum RopeScaling {

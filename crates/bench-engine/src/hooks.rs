@@ -159,11 +159,23 @@ impl Site {
 
 type Replacement<'a> = Box<dyn FnMut(&Tensor) -> Result<Tensor> + Send + 'a>;
 
+/// How many experts forward passes touched, summed over passes and layers with experts; all 0 in dense models.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Routing {
+    /// Forward passes times layers with experts.
+    pub layer_passes: u64,
+    /// Distinct experts of each layer and pass.
+    pub experts: u64,
+    /// Tokens of each layer and pass.
+    pub tokens: u64,
+}
+
 /// What to read and what to replace in the forward passes that get it.
 #[derive(Default)]
 pub struct Hooks<'a> {
     reads: Vec<(Site, Vec<Tensor>)>,
     replacements: Vec<(Site, Replacement<'a>)>,
+    routing: Routing,
 }
 
 impl<'a> Hooks<'a> {
@@ -210,6 +222,18 @@ impl<'a> Hooks<'a> {
         let site = Site::parse(site).ok();
         let read = self.reads.iter_mut().find(|(s, _)| Some(*s) == site);
         read.map(|(_, values)| std::mem::take(values)).unwrap_or_default()
+    }
+
+    /// What the routers chose in the forward passes that got these hooks; always counted.
+    pub fn routing(&self) -> Routing {
+        self.routing
+    }
+
+    /// Counts a layer's choice for `tokens` tokens.
+    pub(crate) fn count_routing(&mut self, tokens: usize, distinct_experts: usize) {
+        self.routing.layer_passes += 1;
+        self.routing.experts += distinct_experts as u64;
+        self.routing.tokens += tokens as u64;
     }
 
     pub fn is_empty(&self) -> bool {

@@ -27,7 +27,8 @@ pub mod system;
 pub mod text;
 pub mod weights;
 
+pub use bench_kernels::heap;
 pub use cache::Sequence;
 pub use error::{Error, Result};
-pub use hooks::Hooks;
+pub use hooks::{Hooks, Routing};
 pub use model::{ActivationDtype, LoadOptions, Model, Progress};

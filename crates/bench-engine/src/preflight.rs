@@ -1,12 +1,13 @@
 //! Does it fit: what a model needs in memory against what the machine has, before anything is loaded.
 //!
-//! Arithmetic over the layout; the one estimate, activations, errs on the large side.
+//! Arithmetic over the layout. Activations are what the layers of the CPU engine hold at once; how evenly the
+//! experts are chosen is the one thing that shapes do not tell. A refusal keeps a margin, a prediction does not.
 
 use serde::Serialize;
 
 use crate::Error;
 use crate::config::{ExpertDtype, ModelConfig};
-use crate::layout;
+use crate::layout::{self, Role, TensorSpec};
 use crate::model::ActivationDtype;
 
 /// What is to be run.
@@ -54,7 +55,7 @@ pub fn check(config: &ModelConfig, need: &Need, available: Option<u64>) -> Prefl
         available_bytes: available,
         fits,
         weights_mapped: need.mapped,
-        max_context_tokens: max_context(config, need, available),
+        max_context_tokens: max_context_of(config, need, available),
         suggestion: (!fits).then(|| suggest(config, need, available)),
     }
 }
@@ -88,14 +89,47 @@ pub fn gib(bytes: u64) -> String {
     }
 }
 
-/// The program itself: code, tokenizer, stacks, buffers of the run.
+/// The program itself where nobody measured it: code, tokenizer, stacks, buffers of the run. A process that has
+/// loaded the o200k tokenizer has about half of it in memory; the rest is the margin of a refusal.
 const PROGRAM_BYTES: u64 = 256 << 20;
 
+/// What a process needs in memory, part by part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Parts {
+    /// Vectors, which are widened to f32, with their four bytes.
+    pub weights_bytes: u64,
+    /// At the end of the context, windows honoured, no page in excess.
+    pub kv_bytes: u64,
+    pub activation_bytes: u64,
+    pub program_bytes: u64,
+}
+
+impl Parts {
+    pub fn total_bytes(&self) -> u64 {
+        let Self { weights_bytes, kv_bytes, activation_bytes, program_bytes } = *self;
+        [weights_bytes, kv_bytes, activation_bytes, program_bytes].into_iter().fold(0, u64::saturating_add)
+    }
+}
+
+/// Predicts what `need` takes, in a process that needs `program_bytes` for itself.
+pub fn parts(config: &ModelConfig, need: &Need, program_bytes: u64) -> Parts {
+    Parts {
+        weights_bytes: layout::weights_bytes(config, need.expert_dtype) + widened_bytes(config),
+        kv_bytes: kv_bytes(config, need),
+        activation_bytes: activation_bytes(config, need),
+        program_bytes,
+    }
+}
+
+/// What vectors take beyond their bytes in the checkpoint: they are kept in f32 instead of bf16.
+fn widened_bytes(config: &ModelConfig) -> u64 {
+    let is_vector =
+        |spec: &&TensorSpec| spec.shape.len() == 1 || matches!(spec.role, Role::ExpertBias | Role::Norm);
+    layout::tensors(config).iter().filter(is_vector).map(|spec| 2 * spec.elements()).sum()
+}
+
 fn required(config: &ModelConfig, need: &Need) -> u64 {
-    PROGRAM_BYTES
-        .saturating_add(layout::weights_bytes(config, need.expert_dtype))
-        .saturating_add(kv_bytes(config, need))
-        .saturating_add(activation_bytes(config, need))
+    parts(config, need, PROGRAM_BYTES).total_bytes()
 }
 
 fn kv_bytes(config: &ModelConfig, need: &Need) -> u64 {
@@ -103,33 +137,92 @@ fn kv_bytes(config: &ModelConfig, need: &Need) -> u64 {
     one.saturating_mul(need.batch as u64)
 }
 
-/// Values alive at once in one layer of a prefill chunk, in f32: residual and its copies, projections, MLP or
-/// the chosen experts' inner values, and the logits of the last positions.
+/// How much more than an even share of the tokens the busiest expert of any layer gets; generated routers with
+/// random prompts show up to this much.
+const BUSIEST_EXPERT: f64 = 2.0;
+
+/// Part of the activations that the system's allocator holds on top, in holes and in what it has not given back:
+/// resident peaks of the nano models exceed what they allocate by 6 to 25 % of their activations.
+const HELD_BACK: f64 = 0.1;
+
+/// Most bytes that a forward pass takes at once beside weights and cache: in its largest layer stage, or when the
+/// logits of the batch are chosen from.
 fn activation_bytes(config: &ModelConfig, need: &Need) -> u64 {
-    let tokens = need.prefill_chunk.min(need.context_tokens).max(1) * need.batch;
-    let heads = config.num_attention_heads + 2 * config.num_key_value_heads;
-    let experts = config.moe.as_ref().map_or(1, |moe| moe.num_experts_per_tok);
-    let per_token = 6 * config.hidden_size
-        + 3 * heads * config.head_dim
-        + experts * (3 * config.intermediate_size + config.hidden_size);
-    let values = tokens as u64 * per_token as u64 + 2 * (need.batch * config.vocab_size) as u64;
-    4 * values
+    let tokens = (need.prefill_chunk.min(need.context_tokens).max(1) * need.batch) as f64;
+    // Ids, and the cosines and sines of all positions.
+    let position = 8 + 4 * config.head_dim;
+    let stage = attention_stage(config, need.activation_dtype).max(mlp_stage(config, need));
+    // The logits in f32, their rows as they are handed out, and for one row the sorted candidates of a sampler.
+    let logits = (8 * need.batch + 28) * config.vocab_size;
+    ((1.0 + HELD_BACK) * (tokens * (position as f64 + stage)).max(logits as f64)) as u64
 }
 
-fn max_context(config: &ModelConfig, need: &Need, available: Option<u64>) -> usize {
-    let limit = config.max_position_embeddings;
-    let Some(available) = available else { return limit };
-    let fits = |tokens| required(config, &Need { context_tokens: tokens, ..*need }) <= available;
+/// Bytes of `n` values of one token: as a tensor, and as the f32 copy that a kernel reads.
+fn value_bytes(dtype: ActivationDtype) -> (f64, f64) {
+    match dtype {
+        ActivationDtype::F32 => (4.0, 0.0),
+        ActivationDtype::Bf16 => (2.0, 4.0),
+    }
+}
+
+/// Bytes per token while attention runs: the residual stream, q, k and v, the f32 output.
+fn attention_stage(config: &ModelConfig, dtype: ActivationDtype) -> f64 {
+    let (tensor, copy) = value_bytes(dtype);
+    let q = (config.num_attention_heads * config.head_dim) as f64;
+    let kv = (config.num_key_value_heads * config.head_dim) as f64;
+    tensor * config.hidden_size as f64 + (tensor + copy) * (q + 2.0 * kv) + 4.0 * q
+}
+
+/// Bytes per token while the MLP runs: of a dense one gate, up and their product; of experts the normed input, the
+/// f32 sum, the slots, and what the busiest expert holds of its share of the tokens.
+fn mlp_stage(config: &ModelConfig, need: &Need) -> f64 {
+    let (tensor, copy) = value_bytes(need.activation_dtype);
+    let (hidden, inner) = (config.hidden_size as f64, config.intermediate_size as f64);
+    let Some(moe) = &config.moe else {
+        return tensor * hidden + 2.0 * (tensor + copy) * inner + 4.0 * inner;
+    };
+    let (experts, k) = (moe.num_local_experts as f64, moe.num_experts_per_tok as f64);
+    let share = (BUSIEST_EXPERT * k / experts).min(1.0);
+    // The MXFP4 kernel reorders its input.
+    let reordered = if config.mxfp4 && need.expert_dtype == ExpertDtype::Native { inner } else { 0.0 };
+    let expert = 4.0 * (2.0 * hidden + 3.0 * inner + reordered);
+    let slots = 20.0 * k + tensor * (experts + k);
+    2.0 * tensor * hidden + copy * (hidden + k) + 4.0 * hidden + slots + share * expert
+}
+
+/// Largest context of `need.batch` sequences that fits in `memory` bytes, 0 if not even one token does.
+pub fn max_context(config: &ModelConfig, need: &Need, program_bytes: u64, memory: u64) -> usize {
+    let fits = |context_tokens| {
+        parts(config, &Need { context_tokens, ..*need }, program_bytes).total_bytes() <= memory
+    };
+    largest(config.max_position_embeddings, fits)
+}
+
+/// Most sequences of `need.context_tokens` that fit in `memory` bytes, 0 if not even one does.
+pub fn max_batch(config: &ModelConfig, need: &Need, program_bytes: u64, memory: u64) -> usize {
+    let fits = |batch| parts(config, &Need { batch, ..*need }, program_bytes).total_bytes() <= memory;
+    largest(MAX_BATCH, fits)
+}
+
+/// Sequences beyond which nobody asks.
+pub const MAX_BATCH: usize = 1 << 20;
+
+/// The largest number up to `limit` that fits, by bisection; 0 if 1 does not. What fits fits in smaller numbers too.
+fn largest(limit: usize, fits: impl Fn(usize) -> bool) -> usize {
     if fits(limit) {
         return limit;
     }
-    // `required` grows with the context: bisect between a context that fits (or 0) and one that does not.
     let (mut fitting, mut failing) = (0, limit);
     while failing - fitting > 1 {
         let middle = fitting + (failing - fitting) / 2;
         if fits(middle) { fitting = middle } else { failing = middle }
     }
     fitting
+}
+
+fn max_context_of(config: &ModelConfig, need: &Need, available: Option<u64>) -> usize {
+    let memory = available.unwrap_or(u64::MAX);
+    max_context(config, need, PROGRAM_BYTES, memory)
 }
 
 fn suggest(config: &ModelConfig, need: &Need, available: Option<u64>) -> String {
@@ -140,7 +233,7 @@ fn suggest(config: &ModelConfig, need: &Need, available: Option<u64>) -> String 
     if need.expert_dtype == ExpertDtype::Bf16 && config.mxfp4 && fits(config, &native) {
         ways.push("it fits with --expert-dtype native".to_owned());
     }
-    let max_context = max_context(config, need, available);
+    let max_context = max_context_of(config, need, available);
     if max_context > 0 {
         ways.push(format!("a context of at most {max_context} tokens fits"));
     } else {

@@ -4,6 +4,8 @@
 
 use std::path::Path;
 
+use bench_kernels::heap;
+
 use crate::Result;
 use crate::config::{Architecture, ModelConfig};
 use crate::model::{LoadOptions, Model, Progress};
@@ -54,6 +56,8 @@ pub fn open(model: &str, options: &OpenOptions, progress: &mut dyn FnMut(Progres
     let tokenizer = tokenizer(&source)?;
     let format = chat_format(source.folder.as_deref(), &source.config, options)?;
     let stop_ids = format.stop_ids(&tokenizer, &source.config.eos_token_ids);
+    // Making a tokenizer leaves several times its size behind.
+    heap::trim();
     let model = Model::build(source.config, source.weights.as_ref(), &options.load, progress)?;
     Ok(Session { model, tokenizer, format, stop_ids })
 }
@@ -66,6 +70,19 @@ pub fn open_model(model: &str, options: &OpenOptions, progress: &mut dyn FnMut(P
     let source = ModelRef::parse(model)?.open(options.seed, options.load.num_layers, progress)?;
     require_memory(model, &source, options)?;
     Model::build(source.config, source.weights.as_ref(), &options.load, progress)
+}
+
+/// The tokenizer alone, as [`open`] loads it.
+///
+/// # Errors
+/// A tokenizer that is missing or broken, a hub name that is not downloaded.
+pub fn open_tokenizer(model: &ModelRef) -> Result<Tokenizer> {
+    let tokenizer = match model.folder()? {
+        Some(folder) => Tokenizer::from_folder(&folder)?,
+        None => Tokenizer::o200k_truncated(model.config()?.vocab_size)?,
+    };
+    heap::trim();
+    Ok(tokenizer)
 }
 
 fn require_memory(model: &str, source: &Source, options: &OpenOptions) -> Result<()> {

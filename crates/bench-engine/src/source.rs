@@ -63,13 +63,24 @@ impl ModelRef {
     /// # Errors
     /// A folder without a readable config, a hub name that is not downloaded.
     pub fn config(&self) -> Result<ModelConfig, Error> {
+        if let Self::Dummy(preset) = self {
+            return preset::config(preset);
+        }
+        let folder = self.folder()?.ok_or_else(|| Error::NotDownloaded { repo: self.to_string() })?;
+        ModelConfig::from_folder(&folder)
+    }
+
+    /// Where its files lie; `None` for generated models.
+    ///
+    /// # Errors
+    /// [`Error::NotDownloaded`] for a hub name whose files are not here.
+    pub fn folder(&self) -> Result<Option<PathBuf>, Error> {
         match self {
-            Self::Dummy(preset) => preset::config(preset),
-            Self::Folder(path) => ModelConfig::from_folder(path),
-            Self::Hub(repo) => match hub::cached(repo, REVISION, &HubOptions::from_env()?) {
-                Some(folder) => ModelConfig::from_folder(&folder),
-                None => Err(Error::NotDownloaded { repo: repo.clone() }),
-            },
+            Self::Dummy(_) => Ok(None),
+            Self::Folder(path) => Ok(Some(path.clone())),
+            Self::Hub(repo) => hub::cached(repo, REVISION, &HubOptions::from_env()?)
+                .map(Some)
+                .ok_or_else(|| Error::NotDownloaded { repo: repo.clone() }),
         }
     }
 

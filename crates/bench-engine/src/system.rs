@@ -7,6 +7,11 @@ use std::path::Path;
 
 use crate::Error;
 
+mod bandwidth;
+
+pub use bandwidth::bandwidth;
+pub use bench_kernels::bandwidth::HostBandwidth;
+
 /// Bytes of memory that this process may still take: what the kernel counts as available, bounded by the limits
 /// of the control groups (versions 1 and 2) that it is in. `None` where the system does not tell.
 pub fn available_memory() -> Option<u64> {
@@ -59,6 +64,20 @@ fn meminfo(text: &str, key: &str) -> Option<u64> {
     number(line.trim().strip_suffix("kB")?)?.checked_mul(1024)
 }
 
+/// Pages of this process that are in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Resident {
+    pub now_bytes: u64,
+    /// Most at once since the process began.
+    pub peak_bytes: u64,
+}
+
+/// What of this process is in memory, files that it mapped included; `None` where the system does not tell.
+pub fn resident_memory() -> Option<Resident> {
+    let status = read(Path::new("/"), "proc/self/status")?;
+    Some(Resident { now_bytes: meminfo(&status, "VmRSS")?, peak_bytes: meminfo(&status, "VmHWM")? })
+}
+
 /// A number alone on its line; `max` is none.
 fn number(text: &str) -> Option<u64> {
     text.trim().parse().ok()
@@ -87,6 +106,13 @@ pub fn check_kernel_variant() -> Result<(), Error> {
         problem: e.to_string(),
     };
     bench_kernels::Variant::requested().map(|_| ()).map_err(wrong)
+}
+
+/// This process ends when the one that started it does, however that ends. Where the system cannot promise it,
+/// nothing happens.
+pub fn end_with_parent() {
+    #[cfg(target_os = "linux")]
+    let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
 }
 
 /// Bounds the compute threads of this process. Only the first call has an effect, and only before anything ran.
@@ -133,6 +159,16 @@ mod tests {
         let limit = ("sys/fs/cgroup/memory/memory.limit_in_bytes", "700000");
         let usage = ("sys/fs/cgroup/memory/memory.usage_in_bytes", "600000");
         check_available(&[machine, group, limit, usage], Some(100_000));
+    }
+
+    #[test]
+    fn what_is_in_memory_grows_with_what_is_touched() {
+        if let Some(before) = resident_memory() {
+            let touched = std::hint::black_box(vec![1_u8; 64 << 20]);
+            let during = resident_memory().unwrap();
+            assert!(during.now_bytes + (1 << 20) >= before.now_bytes + touched.len() as u64);
+            assert!(during.peak_bytes >= during.now_bytes);
+        }
     }
 
     #[test]

@@ -38,6 +38,13 @@ enum Join {
 /// A server's name, this project's name, and how series are joined.
 struct Known(&'static str, &'static str, Join);
 
+/// vLLM's configuration of its cache stands in the labels of a figure that is always 1. Read as figures of its own:
+/// tokens of the longest sequences that the whole cache holds (from May 2026 on), and blocks times their size.
+/// Where layers with and without a window share the blocks, the latter is a multiple of the former.
+const CACHE_INFO: &str = "vllm:cache_config_info";
+const CACHE_INFO_TOKENS: &str = "vllm:cache_config_info{kv_cache_size_tokens}";
+const CACHE_INFO_BLOCKS: &str = "vllm:cache_config_info{num_gpu_blocks * block_size}";
+
 /// Names by server. vLLM: its "Production Metrics" page, the names of V1 first and those before; `SGLang`:
 /// its "Production Metrics" page; llama.cpp: what its server writes (`tools/server`).
 const KNOWN: &[Known] = &[
@@ -45,6 +52,8 @@ const KNOWN: &[Known] = &[
     Known("vllm:num_requests_waiting", "requests_waiting", Join::Sum),
     Known("vllm:kv_cache_usage_perc", "kv_cache_usage", Join::Largest),
     Known("vllm:gpu_cache_usage_perc", "kv_cache_usage", Join::Largest),
+    Known(CACHE_INFO_TOKENS, "kv_capacity_tokens", Join::Largest),
+    Known(CACHE_INFO_BLOCKS, "kv_block_tokens", Join::Largest),
     Known("vllm:prompt_tokens_total", "prompt_tokens_total", Join::Sum),
     Known("vllm:generation_tokens_total", "generation_tokens_total", Join::Sum),
     Known("vllm:prefix_cache_queries_total", "prefix_cache_queries_total", Join::Sum),
@@ -65,6 +74,7 @@ const KNOWN: &[Known] = &[
     Known("sglang:num_running_reqs", "requests_running", Join::Sum),
     Known("sglang:num_queue_reqs", "requests_waiting", Join::Sum),
     Known("sglang:token_usage", "kv_cache_usage", Join::Largest),
+    Known("sglang:max_total_num_tokens", "kv_capacity_tokens", Join::Largest),
     Known("sglang:prompt_tokens_total", "prompt_tokens_total", Join::Sum),
     Known("sglang:generation_tokens_total", "generation_tokens_total", Join::Sum),
     Known("sglang:cached_tokens_total", "prefix_cache_hits_total", Join::Sum),
@@ -105,10 +115,11 @@ pub fn figures(text: &str, model: &str) -> (BTreeMap<String, f64>, usize) {
     let filter = samples.iter().any(|s| of(s).as_deref() == Some(model));
     // Per of our names: the server's name that it was read from, and the value.
     let mut found: BTreeMap<&str, (usize, f64)> = BTreeMap::new();
-    for sample in &samples {
-        let Some(row) = KNOWN.iter().position(|known| known.0 == sample.name) else { continue };
+    let readings = samples.iter().flat_map(|sample| readings(sample).map(move |reading| (sample, reading)));
+    for (sample, (name, reading)) in readings {
+        let Some(row) = KNOWN.iter().position(|known| known.0 == name) else { continue };
         let other = filter && of(sample).is_some_and(|name| name != model);
-        if other || !sample.value.is_finite() {
+        if other || !reading.is_finite() {
             continue;
         }
         let Known(_, name, join) = &KNOWN[row];
@@ -117,14 +128,29 @@ pub fn figures(text: &str, model: &str) -> (BTreeMap<String, f64>, usize) {
             Some((before, _)) if *before < row => {}
             Some((before, value)) if *before == row => {
                 *value = match join {
-                    Join::Sum => *value + sample.value,
-                    Join::Largest => value.max(sample.value),
+                    Join::Sum => *value + reading,
+                    Join::Largest => value.max(reading),
                 };
             }
-            _ => _ = found.insert(name, (row, sample.value)),
+            _ => _ = found.insert(name, (row, reading)),
         }
     }
     (found.into_iter().map(|(name, (_, value))| (name.to_owned(), value)).collect(), malformed)
+}
+
+/// A sample's value under its name, or the figures that stand in its labels.
+fn readings<'a>(sample: &Sample<'a>) -> impl Iterator<Item = (&'a str, f64)> + use<'a> {
+    let label = |name: &str| {
+        let value = sample.labels.iter().find(|label| label.0 == name)?.1.parse::<u64>().ok()?;
+        Some(value as f64).filter(|value| *value > 0.0)
+    };
+    let of_labels = if sample.name == CACHE_INFO {
+        let blocks = label("num_gpu_blocks").zip(label("block_size")).map(|(blocks, size)| blocks * size);
+        [(CACHE_INFO_TOKENS, label("kv_cache_size_tokens")), (CACHE_INFO_BLOCKS, blocks)]
+    } else {
+        [(sample.name, Some(sample.value)), (sample.name, None)]
+    };
+    of_labels.into_iter().filter_map(|(name, value)| Some((name, value?)))
 }
 
 /// Reads the text format 0.0.4 and the parts of `OpenMetrics` that servers mix into it: exemplars,
@@ -306,6 +332,31 @@ mod tests {
         assert_eq!(figures_of(old, ""), "itl_seconds_sum=9");
         assert_eq!(figures_of(&format!("{old}{new}"), ""), "itl_seconds_sum=5");
         assert_eq!(figures_of(&format!("{new}{old}"), ""), "itl_seconds_sum=5");
+    }
+
+    #[test]
+    fn the_capacity_stands_in_labels_or_is_a_figure() {
+        let old = "vllm:cache_config_info{block_size=\"16\",cache_dtype=\"auto\",engine=\"0\",num_gpu_blocks=\"573\",\
+                   sliding_window=\"None\"} 1.0\n";
+        assert_eq!(figures_of(old, "m"), "kv_block_tokens=9168");
+        let new = "vllm:cache_config_info{block_size=\"16\",engine=\"0\",kv_cache_size_tokens=\"8000\",num_gpu_blocks=\"1000\"} 1\n\
+                   vllm:cache_config_info{block_size=\"16\",engine=\"1\",kv_cache_size_tokens=\"7000\",num_gpu_blocks=\"900\"} 1\n\
+                   vllm:kv_cache_usage_perc{engine=\"0\",model_name=\"m\"} 0.25\n";
+        // As with the usage: of the fullest, or largest, engine.
+        assert_eq!(figures_of(new, "m"), "kv_block_tokens=16000 kv_cache_usage=0.25 kv_capacity_tokens=8000");
+        for unknown in [
+            "num_gpu_blocks=\"None\",block_size=\"16\"",
+            "num_gpu_blocks=\"-1\",block_size=\"16\"",
+            "num_gpu_blocks=\"0\",block_size=\"16\"",
+            "block_size=\"16\"",
+            "kv_cache_size_tokens=\"many\"",
+            "",
+        ] {
+            assert_eq!(figures_of(&format!("vllm:cache_config_info{{{unknown}}} 1\n"), "m"), "", "{unknown}");
+        }
+        let sglang = "sglang:max_total_num_tokens{model_name=\"m\",tp_rank=\"0\"} 471258.0\n\
+                      sglang:max_total_num_tokens{model_name=\"m\",tp_rank=\"1\"} 471258.0\n";
+        assert_eq!(figures_of(sglang, "m"), "kv_capacity_tokens=471258");
     }
 
     #[test]

@@ -9,6 +9,8 @@ use std::path::Path;
 use memmap2::{Mmap, MmapMut};
 use rayon::prelude::*;
 
+use crate::heap;
+
 /// A whole file, mapped read-only and private.
 ///
 /// The bytes are the file's own pages: they cost no heap and are shared between processes. Truncating the file
@@ -58,7 +60,8 @@ pub struct AllocError {
 
 /// An owned, zeroed buffer that starts on a page, hence aligned to 64 bytes and more.
 ///
-/// Pages are taken from the system on first write, so that filling in parallel also places them in parallel.
+/// Pages are taken from the system on first write, so that filling in parallel also places them in parallel. They
+/// belong to the program as its heap does, and are counted there.
 #[derive(Debug)]
 pub struct AlignedBytes {
     map: MmapMut,
@@ -71,6 +74,7 @@ impl AlignedBytes {
         // Huge pages save TLB misses when weights are streamed. A refusal costs only speed.
         #[cfg(target_os = "linux")]
         let _ = map.advise(memmap2::Advice::HugePage);
+        heap::add(len);
         Ok(Self { map, len })
     }
 
@@ -96,6 +100,12 @@ impl AlignedBytes {
             .par_chunks_mut(chunk_len.max(1))
             .enumerate()
             .for_each(|(i, chunk)| fill(i, chunk));
+    }
+}
+
+impl Drop for AlignedBytes {
+    fn drop(&mut self) {
+        heap::sub(self.len);
     }
 }
 

@@ -10,7 +10,9 @@
 
 pub mod activation;
 pub mod attention;
+pub mod bandwidth;
 pub mod error;
+pub mod heap;
 pub mod host;
 mod lanes;
 pub mod matmul;

@@ -12,12 +12,12 @@ use crate::window::Windows;
 use crate::{Error, Result, study, summary};
 use bench_core::client::{Calibration, ClientHealth, Scrape};
 use bench_core::event::FailureKind;
-use bench_core::metric::{Metric, Scope};
+use bench_core::metric::{Metric, Per};
 use bench_core::plan::{Cell, Plan, derive_seed};
 use bench_core::row::StudyLatencyRow;
 use bench_core::sample::{Estimate, Summary, TokenSource};
 use bench_core::stats::{Clustered, Tally};
-use bench_core::trace::RequestTrace;
+use bench_core::trace::{RequestTrace, SteadyWindow};
 use std::collections::BTreeMap;
 
 /// Takes in the trials of one cell.
@@ -42,6 +42,8 @@ pub struct Analyzed {
     pub summary: Summary,
     /// By the formulas of the original study; `None` where no trial was taken in.
     pub study: Option<StudyLatencyRow>,
+    /// Of each trial that has one: what joules per token are made from where requests overlap.
+    pub steady: Vec<SteadyWindow>,
 }
 
 impl<'a> Analysis<'a> {
@@ -87,7 +89,7 @@ impl<'a> Analysis<'a> {
         let (repeats, per_repeat) = (self.cell.repeats, self.cell.requests_per_repeat);
         let samples = &mut self.samples;
         sample::of_life(&life, self.setting, |metric, value| {
-            let single = metric.def().scope == Scope::Request && per_repeat == 1;
+            let single = metric.def().per == Per::Request && per_repeat == 1;
             let (tally, missing) = samples.entry(metric).or_insert_with(|| (Tally::new(repeats, single), 0));
             *missing += u64::from(value.is_none());
             value.map_or(Ok(()), |value| Ok(tally.push(request.repeat, value)?))
@@ -167,6 +169,7 @@ impl<'a> Analysis<'a> {
         Ok(Analyzed {
             summary: Summary { estimates, requests, succeeded, token_source, verdict, client },
             study: (requests > 0).then(|| study::row(self.plan, self.cell, &distributions.study)),
+            steady: flights.steady,
         })
     }
 

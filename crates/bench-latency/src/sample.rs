@@ -4,7 +4,7 @@
 
 use crate::life::Life;
 use crate::{Analysis, Result};
-use bench_core::metric::{Metric, Scope};
+use bench_core::metric::{Metric, Per};
 use bench_core::plan::{Cell, Plan};
 use bench_core::sample::Sample;
 use bench_core::trace::{Timeline, TrialTrace};
@@ -55,10 +55,11 @@ pub(crate) fn of_life(
     mut take: impl FnMut(Metric, Option<f64>) -> Result<()>,
 ) -> Result<()> {
     for &metric in Metric::ALL {
-        match metric.def().scope {
-            Scope::Request => take(metric, of_request(metric, life, setting))?,
-            Scope::Gap => gaps(metric, life, &mut take)?,
-            Scope::Cell => {}
+        match metric.def().per {
+            Per::Request => take(metric, of_request(metric, life, setting))?,
+            Per::Gap => gaps(metric, life, &mut take)?,
+            // Memory and energy are other crates' matter.
+            Per::Window | Per::Cell => {}
         }
     }
     Ok(())

@@ -5,12 +5,9 @@ use bench_core::client::Calibration;
 use bench_core::event::FailureKind;
 use bench_core::metric::Metric;
 use bench_core::plan::{Cell, Plan};
-use bench_core::sample::{Estimate, Interval, Stat, Summary};
-use bench_core::stats::{Clustered, is_bounded, supports, wilson_interval};
+use bench_core::sample::{Estimate, Stat, Summary};
+use bench_core::stats::{Clustered, wilson_interval};
 use bench_core::trace::TrialTrace;
-
-/// Quantiles of every per-request and per-gap metric.
-const QUANTILES: [f64; 5] = [0.5, 0.9, 0.95, 0.99, 0.999];
 
 /// All estimates of `cell` with its verdict, from all its `trials`; for those that are at hand. `calibration` is
 /// what the client adds at the cell's load.
@@ -48,17 +45,7 @@ pub(crate) fn taken_in<'a>(
 
 pub(crate) fn of_cell(metric: Metric, value: Option<f64>, succeeded: u64, requests: u64) -> Estimate {
     let interval = (metric == Metric::SuccessRate).then(|| wilson_interval(succeeded, requests)).flatten();
-    let missing = u64::from(value.is_none());
-    Estimate {
-        metric,
-        stat: Stat::Value,
-        value,
-        interval,
-        instrument_error: None,
-        n: requests,
-        missing,
-        bounded: None,
-    }
+    Estimate { interval, ..Estimate::of_cell(metric, value, requests) }
 }
 
 pub(crate) fn of_samples(
@@ -67,38 +54,15 @@ pub(crate) fn of_samples(
     missing: u64,
     instrument_error: Option<f64>,
 ) -> Vec<Estimate> {
-    let pooled = samples.pooled();
-    let n = pooled.n();
-    let estimate = |stat, value, interval: Option<Interval>, bounded| {
-        let interval = interval.filter(|i| i.low.is_some() || i.high.is_some());
+    let mut estimates = Estimate::of_samples(metric, samples, missing);
+    for estimate in &mut estimates {
         // A spread is no time: what is added to all of them does not change it.
-        let instrument_error = instrument_error.filter(|_| stat != Stat::StdDev);
-        Estimate { metric, stat, value, interval, instrument_error, n, missing, bounded }
-    };
-    let mut estimates = vec![
-        estimate(Stat::Mean, pooled.mean(), samples.mean_interval(), None),
-        estimate(Stat::StdDev, pooled.std_dev(), None, None),
-        estimate(Stat::Min, pooled.min(), None, None),
-        estimate(Stat::Max, pooled.max(), None, None),
-    ];
-    for p in QUANTILES {
-        let supported = supports(n, p);
-        let value = supported.then(|| pooled.quantile(p)).flatten();
-        let interval = supported.then(|| samples.quantile_interval(p)).flatten();
-        estimates.push(estimate(Stat::Quantile(p), value, interval, Some(is_bounded(n, p))));
+        estimate.instrument_error = instrument_error.filter(|_| estimate.stat != Stat::StdDev);
     }
     estimates
 }
 
 pub(crate) fn of_failures(kind: FailureKind, count: u64, requests: u64) -> Estimate {
-    Estimate {
-        metric: Metric::Failures,
-        stat: Stat::Count(kind),
-        value: Some(count as f64),
-        interval: None,
-        instrument_error: None,
-        n: requests,
-        missing: 0,
-        bounded: None,
-    }
+    let stat = Stat::Count(kind);
+    Estimate { stat, ..Estimate::of_cell(Metric::Failures, Some(count as f64), requests) }
 }

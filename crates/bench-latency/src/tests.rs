@@ -1,12 +1,12 @@
 //! Scripted traces in, exact figures out.
 
-use crate::{SCHEDULE_LAG_LIMIT_MS, samples, study_rows, summarise};
+use crate::{SCHEDULE_LAG_LIMIT_MS, samples, study_rows, summarise, summary};
 use bench_core::event::{Channel, CountSource, Event, EventKind, FailureKind, FinishReason};
 use bench_core::metric::Metric;
 use bench_core::plan::{Cell, Plan, Slo};
 use bench_core::sample::{Stat, Summary};
 use bench_core::spec::RunSpec;
-use bench_core::trace::{RequestTrace, TrialTrace};
+use bench_core::trace::{RequestTrace, SteadyWindow, TrialTrace};
 use bench_core::unit::Nanos;
 use std::fmt::Write as _;
 
@@ -67,8 +67,7 @@ fn trial(cell: &Cell, requests: Vec<RequestTrace>) -> TrialTrace {
         started_at_unix_ms: 0,
         warmup: vec![request(0, 0, "i@0 s@0 x@1")],
         requests,
-        client: None,
-        scrapes: Vec::new(),
+        ..TrialTrace::default()
     }
 }
 
@@ -208,6 +207,36 @@ fn steady_window_leaves_out_ramp_and_drain() {
     assert_eq!(value(Metric::PeakConcurrency), 2.0);
     assert_eq!(value(Metric::MeanConcurrency), 900.0 / 600.0);
     assert_eq!(value(Metric::SuccessRate), 1.0);
+}
+
+#[test]
+fn each_round_hands_out_its_steady_window() {
+    let plan = plan(2, 2);
+    let script = [
+        (0, 0, "i@0 s@0 t1@150 t1@200 t1@300 t1@400 d@400"),
+        (0, 1, "i@100 s@100 t1@200 t1@300 t1@400 t1@600 d@600"),
+    ];
+    let round = |repeat, begin: u64| {
+        let shifted = |text: &str| {
+            let word = |w: &str| {
+                let (what, at) = w.split_once('@').unwrap();
+                format!("{what}@{}", at.parse::<u64>().unwrap() + begin)
+            };
+            text.split(' ').map(word).collect::<Vec<_>>().join(" ")
+        };
+        trial(
+            &plan.cells[0],
+            script.iter().map(|(_, slot, text)| request(repeat, *slot, &shifted(text))).collect(),
+        )
+    };
+    // The round between them was never full.
+    let lone = trial(&plan.cells[0], vec![request(2, 0, "i@700 s@700 t4@800 d@800")]);
+    let trials = [round(0, 0), lone, round(1, 1000)];
+    let analyzed =
+        summary::taken_in(&plan, &plan.cells[0], &trials, "http").unwrap().finish(false, None).unwrap();
+    let window =
+        |trial, from, to| SteadyWindow { trial, from: Nanos(from), to: Nanos(to), output_tokens: 7.0 };
+    assert_eq!(analyzed.steady, [window(0, 100, 400), window(2, 1100, 1400)]);
 }
 
 #[test]

@@ -9,6 +9,7 @@ use crate::sample::{self, Setting};
 use bench_core::load::{Arrival, Load};
 use bench_core::metric::Metric;
 use bench_core::plan::{Cell, Slo};
+use bench_core::trace::SteadyWindow;
 use bench_core::unit::Nanos;
 use std::collections::BTreeMap;
 
@@ -95,6 +96,8 @@ pub(crate) struct Flights {
     pub(crate) figures: Vec<(Metric, Option<f64>)>,
     pub(crate) growth: Option<Growth>,
     pub(crate) peak: u32,
+    /// Of the rounds that have one.
+    pub(crate) steady: Vec<SteadyWindow>,
 }
 
 impl<'a> Windows<'a> {
@@ -142,9 +145,9 @@ impl<'a> Windows<'a> {
 
     pub(crate) fn flights(&self) -> Flights {
         let (mut steady, mut whole) = (0, 0);
-        let (mut tokens, mut requests, mut good) = (0.0, 0, 0);
+        let (mut windows, mut requests, mut good) = (Vec::new(), 0, 0);
         let (mut sum, mut busy, mut peak) = (0.0, 0.0, 0);
-        for round in &self.rounds {
+        for (trial, round) in self.rounds.iter().enumerate() {
             let flight = Flight::of(round.flown.iter().filter_map(|f| Some((f.sent?, f.ended))));
             peak = peak.max(flight.peak());
             whole += flight.whole().map_or(0, |(begin, end)| end.0 - begin.0);
@@ -152,14 +155,17 @@ impl<'a> Windows<'a> {
             (sum, busy) = (sum + load.0, busy + load.1);
             let Some((begin, end)) = self.window(&round.flown, &flight) else { continue };
             steady += end.0 - begin.0;
+            let mut output_tokens = 0.0;
             for (i, flown) in round.flown.iter().enumerate() {
                 let Some(done) = &flown.done else { continue };
-                tokens += done.tokens_within(round.chunks.get(i).map(|c| &**c), begin, end);
+                output_tokens += done.tokens_within(round.chunks.get(i).map(|c| &**c), begin, end);
                 let ended_inside = begin < flown.ended && flown.ended <= end;
                 requests += u64::from(ended_inside);
                 good += u64::from(ended_inside && done.good);
             }
+            windows.push(SteadyWindow { trial: trial as u32, from: begin, to: end, output_tokens });
         }
+        let tokens = windows.iter().map(|w| w.output_tokens).sum();
         let all = || self.rounds.iter().flat_map(|r| &r.flown);
         let (started, succeeded) = (all().count(), all().filter(|f| f.done.is_some()).count());
         let per_second = |count: f64| (steady > 0).then(|| count * 1e9 / steady as f64);
@@ -179,7 +185,7 @@ impl<'a> Windows<'a> {
         if let Some(growth) = growth {
             figures.push((Metric::InFlightGrowth, Some(growth.late / growth.early - 1.0)));
         }
-        Flights { figures, growth, peak }
+        Flights { figures, growth, peak, steady: windows }
     }
 
     fn window(&self, round: &[Flown], flight: &Flight) -> Option<(Nanos, Nanos)> {

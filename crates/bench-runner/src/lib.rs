@@ -4,16 +4,20 @@
 //! metric, prints, or handles signals: the caller hands in a stop flag and an observer.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod batch;
 pub mod error;
 pub mod load;
 pub mod observer;
 mod plan_diff;
 pub mod provenance;
 pub mod run;
+#[cfg(feature = "engine")]
+pub mod shape;
 pub mod store;
 pub mod targets;
 pub mod time;
 
+pub use batch::Batches;
 pub use error::{Error, Result};
 pub use observer::{Observer, Progress, Quiet};
 pub use run::{RunContext, RunOutcome, run};

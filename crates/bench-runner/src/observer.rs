@@ -47,6 +47,8 @@ pub trait Observer {
     fn model_failed(&mut self, _model: &str, _message: &str) {}
     /// An earlier process finished this trial; told before anything runs.
     fn trial_skipped(&mut self, _trial: &Trial) {}
+    /// The idle machine is watched for so long, before the first trial.
+    fn idle(&mut self, _duration: Duration) {}
     /// What the load generator adds at the load of `cell` is about to be measured.
     fn calibrating(&mut self, _cell: &Cell) {}
     fn trial_started(&mut self, _progress: &Progress, _trial: &Trial, _cell: &Cell) {}

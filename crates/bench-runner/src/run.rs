@@ -4,6 +4,7 @@
 //! event, a failing model is recorded in its cells, and the rest go on; only a results folder that cannot be
 //! written ends a run with an error.
 
+use crate::batch::Batches;
 use crate::observer::{Observer, Progress};
 use crate::store::{RunFolder, TrialHeader, TrialStatus, TrialWriter};
 use crate::time::since_epoch;
@@ -12,11 +13,16 @@ use bench_core::client::{ClientHealth, Scrape};
 use bench_core::clock::Clock;
 use bench_core::event::{Event, EventKind, FailureKind};
 use bench_core::load::Load;
-use bench_core::plan::{Cell, Plan, Trial, derive_seed, short_hash};
-use bench_core::target::{Recorder, Request, StopFlag, Target, TrialSink};
+use bench_core::memory::MemoryTrace;
+use bench_core::plan::{Cell, Plan, Trial};
+use bench_core::power::PowerTrace;
+use bench_core::probe::{Cooling, Probes, Watch};
+use bench_core::shape::ExpertUse;
+use bench_core::target::{StopFlag, Target, TrialSink};
 use bench_core::trace::RequestTrace;
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// Everything that a run needs.
 pub struct RunContext<'a> {
@@ -24,9 +30,11 @@ pub struct RunContext<'a> {
     pub folder: &'a mut RunFolder,
     pub target: &'a mut dyn Target,
     /// The clock that the target stamps with.
-    pub clock: &'a dyn Clock,
+    pub clock: &'a Arc<dyn Clock>,
     pub stop: &'a StopFlag,
     pub observer: &'a mut dyn Observer,
+    /// What watches the machine.
+    pub probes: Probes<'a>,
 }
 
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -68,16 +76,12 @@ struct Session<'a> {
     ready: Option<(String, Result<(), String>)>,
 }
 
-/// Requests that run together, made ready before the measured window.
-struct Batch {
-    warmup: bool,
-    requests: Vec<Request>,
-    prompt_hashes: Vec<String>,
-}
-
 impl Session<'_> {
     fn all(mut self, skip: &BTreeSet<u32>) -> Result<RunOutcome> {
         let plan = self.ctx.plan;
+        if plan.trials.iter().any(|t| !skip.contains(&t.index)) {
+            self.idle()?;
+        }
         for trial in &plan.trials {
             let cell = cell_of(plan, trial)?;
             if skip.contains(&trial.index) {
@@ -101,13 +105,15 @@ impl Session<'_> {
 
     /// Prepares the model unless the trial before used it. A failure is kept for the trials of this block.
     fn make_ready(&mut self, trial: &Trial, label: &str) -> Result<()> {
-        if self.ready.as_ref().is_some_and(|(l, _)| l == label) {
+        let fresh = self.ctx.target.fresh_for_each_trial();
+        if !fresh && self.ready.as_ref().is_some_and(|(l, _)| l == label) {
             return Ok(());
         }
         let RunContext { plan, folder, target, observer, stop, .. } = &mut self.ctx;
         let model = plan.model(label).ok_or_else(|| broken(trial, "model", label))?;
         let told = &mut |fraction| observer.model_loading(label, fraction);
         let prepared = target.prepare(model, told, stop);
+        target.notes().iter().for_each(|note| observer.warning(note));
         let result = match prepared {
             Ok(facts) => {
                 if let Some(facts) = &facts {
@@ -154,14 +160,17 @@ impl Session<'_> {
         self.progress.elapsed = self.started.elapsed();
         self.ctx.observer.trial_started(&self.progress, trial, cell);
         let mut writer = self.ctx.folder.begin_trial(trial, &self.header(trial, cell))?;
-        let complete = if cell.load == Load::Batch {
-            match self.batches(trial, cell) {
-                Ok(batches) => self.measure(&mut writer, cell, batches)?,
-                Err(message) => self.write_failed(&mut writer, trial, cell, &message)?,
-            }
-        } else {
-            self.under_load(&mut writer, trial, cell)?
-        };
+        let cooled = self.cool();
+        self.watch_power();
+        let ran = self.measure(&mut writer, trial, cell);
+        let power = self.power_of(cooled);
+        let complete = ran?;
+        for note in self.ctx.target.notes() {
+            self.ctx.observer.warning(&format!("{}: {note}", cell.id));
+        }
+        if let Some(power) = power {
+            writer.power(&power)?;
+        }
         writer.finish(complete)?;
         if complete {
             self.outcome.trials_done += 1;
@@ -174,88 +183,76 @@ impl Session<'_> {
         Ok(())
     }
 
+    /// Watches the idle machine before the first trial; a resumed run has done so.
+    fn idle(&mut self) -> Result<()> {
+        let watch = self.watch();
+        let RunContext { plan, folder, observer, stop, probes, .. } = &mut self.ctx;
+        let Some(power) = probes.power.as_deref_mut().filter(|p| !p.devices().is_empty()) else {
+            return Ok(());
+        };
+        if let Some(idle) = folder.idle()? {
+            power.remember_idle(&idle);
+            return Ok(());
+        }
+        let duration = Duration::from_secs_f64(plan.energy.idle_s);
+        observer.idle(duration);
+        let idle = power.idle(&watch, duration, stop);
+        if stop.is_set() { Ok(()) } else { folder.record_idle(&idle) }
+    }
+
+    /// Waits for cool devices; `None` where that was not asked for.
+    fn cool(&mut self) -> Option<Duration> {
+        let RunContext { plan, observer, stop, probes, .. } = &mut self.ctx;
+        let energy = &plan.energy;
+        let power = probes.power.as_deref_mut().filter(|_| energy.cooldown_s > 0.0)?;
+        let longest = Duration::from_secs_f64(energy.cooldown_s);
+        let (waited, cool) = power.cool(&Cooling { longest, above_idle_c: energy.cooldown_above_c }, stop);
+        if !cool && !stop.is_set() {
+            let limit = energy.cooldown_above_c;
+            observer.warning(&format!(
+                "after {:.0} s a device is still more than {limit} degrees warmer than idle; the trial begins warm",
+                waited.as_secs_f64()
+            ));
+        }
+        Some(waited)
+    }
+
+    fn watch(&self) -> Watch {
+        let clock = self.ctx.clock.clone();
+        Watch { zero_unix_ms: self.zero_unix_ms(), clock, process: self.ctx.target.process() }
+    }
+
+    fn watch_power(&mut self) {
+        let watch = self.watch();
+        if let Some(power) = self.ctx.probes.power.as_deref_mut() {
+            power.begin(&watch);
+        }
+    }
+
+    fn power_of(&mut self, cooled: Option<Duration>) -> Option<PowerTrace> {
+        let mut power = self.ctx.probes.power.as_deref_mut()?.end();
+        power.cooled_s = cooled.map(|waited| waited.as_secs_f64());
+        Some(power).filter(|power| !power.devices.is_empty())
+    }
+
+    fn zero_unix_ms(&self) -> u64 {
+        let now = since_epoch().as_millis() as u64;
+        now.saturating_sub(self.ctx.clock.now().0 / 1_000_000)
+    }
+
     fn header(&self, trial: &Trial, cell: &Cell) -> TrialHeader {
-        let at_zero = since_epoch().as_millis() as u64;
         TrialHeader {
             schema_version: bench_core::SCHEMA_VERSION,
             trial: trial.index,
             cell: cell.id.clone(),
             round: trial.round,
             planned_requests: trial.repeats * cell.requests_per_repeat,
-            started_at_unix_ms: at_zero.saturating_sub(self.ctx.clock.now().0 / 1_000_000),
+            started_at_unix_ms: self.zero_unix_ms(),
         }
     }
 
-    /// Warm-up batches, then measured ones, with their prompts; the error is that of the model or a prompt.
-    fn batches(&mut self, trial: &Trial, cell: &Cell) -> Result<Vec<Batch>, String> {
-        if let Some((_, Err(message))) = &self.ready {
-            return Err(message.clone());
-        }
-        let warmup =
-            (0..self.ctx.plan.warmup).map(|w| (true, w, u64::from(trial.round * self.ctx.plan.warmup + w)));
-        let measured =
-            (trial.first_repeat..trial.first_repeat + trial.repeats).map(|r| (false, r, u64::from(r)));
-        let mut batches = Vec::new();
-        for (warmup, repeat, number) in warmup.chain(measured) {
-            let mut batch = Batch { warmup, requests: Vec::new(), prompt_hashes: Vec::new() };
-            for slot in 0..cell.batch {
-                let index = number * u64::from(cell.batch) + u64::from(slot);
-                let prompt = self.ctx.target.prompt(cell, index, warmup).map_err(|e| e.to_string())?;
-                let bytes: Vec<u8> = prompt.iter().flat_map(|id| id.to_le_bytes()).collect();
-                batch.prompt_hashes.push(short_hash(&bytes));
-                let purpose = format!("sampler/{}/{warmup}/{index}", cell.id);
-                let seed = derive_seed(self.ctx.plan.seed, &purpose);
-                batch.requests.push(Request {
-                    repeat,
-                    slot,
-                    prompt,
-                    output_tokens: cell.output_tokens,
-                    seed,
-                });
-            }
-            batches.push(batch);
-        }
-        Ok(batches)
-    }
-
-    /// Runs the batches one after another, storing each when it has ended; `false` when the stop flag cut it.
-    fn measure(&mut self, writer: &mut TrialWriter, cell: &Cell, batches: Vec<Batch>) -> Result<bool> {
-        let mut succeeded = 0_u64;
-        let mut failure = None;
-        for batch in batches {
-            if self.ctx.stop.is_set() {
-                return Ok(false);
-            }
-            let traces = self.run_batch(&batch, cell);
-            let mut cut = false;
-            for trace in &traces {
-                self.progress.requests_done += 1;
-                self.progress.tokens_done += tokens(cell);
-                self.progress.elapsed = self.started.elapsed();
-                self.ctx.observer.request_done(&self.progress, cell, trace, batch.warmup);
-                match failure_of(&trace.events) {
-                    Some((FailureKind::Interrupted, _)) => cut = true,
-                    Some((_, message)) if !batch.warmup => {
-                        self.outcome.failed_requests += 1;
-                        failure.get_or_insert_with(|| message.to_owned());
-                    }
-                    None if !batch.warmup => succeeded += 1,
-                    _ => {}
-                }
-                if batch.warmup { writer.warmup(trace)? } else { writer.request(trace)? }
-            }
-            if cut {
-                return Ok(false);
-            }
-        }
-        if let (0, Some(message)) = (succeeded, failure) {
-            self.outcome.cells_failed.entry(cell.id.clone()).or_insert(message);
-        }
-        Ok(true)
-    }
-
-    /// A whole trial by the target itself, which sends its requests as the cell's load wants them.
-    fn under_load(&mut self, writer: &mut TrialWriter, trial: &Trial, cell: &Cell) -> Result<bool> {
+    /// A whole trial, its requests one batch after another or as the target sends them; `false` if it was cut.
+    fn measure(&mut self, writer: &mut TrialWriter, trial: &Trial, cell: &Cell) -> Result<bool> {
         if let Some((_, Err(message))) = &self.ready {
             let message = message.clone();
             return self.write_failed(writer, trial, cell, &message);
@@ -276,7 +273,21 @@ impl Session<'_> {
             cut: false,
             broken: None,
         };
-        let ran = self.ctx.target.run_trial(trial, cell, &mut sink, self.ctx.stop);
+        let ran = if cell.load == Load::Batch && !self.ctx.target.takes_trials() {
+            let batches = Batches {
+                plan: self.ctx.plan,
+                trial,
+                cell,
+                target: &mut *self.ctx.target,
+                clock: self.ctx.clock.as_ref(),
+                memory: self.ctx.probes.memory,
+                own_process: false,
+                stop: self.ctx.stop,
+            };
+            batches.run(&mut sink)
+        } else {
+            self.ctx.target.run_trial(trial, cell, &mut sink, self.ctx.stop)
+        };
         let Sink { measured, succeeded, failure, cut, broken, .. } = sink;
         if let Some(error) = broken {
             return Err(error);
@@ -285,7 +296,8 @@ impl Session<'_> {
             Err(error) if measured == 0 => self.write_failed(writer, trial, cell, &error.to_string()),
             Err(error) => {
                 self.outcome.cells_failed.entry(cell.id.clone()).or_insert_with(|| error.to_string());
-                Ok(false)
+                // A target that failed inside a trial may still have told of every request how it ended.
+                Ok(!cut && measured == planned)
             }
             Ok(()) => {
                 if let (0, Some(message)) = (succeeded, failure) {
@@ -294,29 +306,6 @@ impl Session<'_> {
                 Ok(!cut && measured == planned)
             }
         }
-    }
-
-    /// The measured window: nothing between the stamps but the target.
-    fn run_batch(&mut self, batch: &Batch, cell: &Cell) -> Vec<RequestTrace> {
-        let mut recorder = Recorder::new(self.ctx.clock, batch.requests.len(), cell.output_tokens as usize);
-        let intended = recorder.now();
-        for slot in 0..batch.requests.len() {
-            recorder.record_at(slot, intended, EventKind::Intended);
-        }
-        self.ctx.target.run(&batch.requests, &mut recorder, self.ctx.stop);
-        let of_requests = batch.requests.iter().zip(&batch.prompt_hashes);
-        let traces = of_requests.zip(recorder.into_parts());
-        traces
-            .map(|((request, prompt_hash), (events, kv_allocated_bytes))| RequestTrace {
-                repeat: request.repeat,
-                slot: request.slot,
-                prompt_hash: prompt_hash.clone(),
-                asked: None,
-                server: None,
-                kv_allocated_bytes,
-                events,
-            })
-            .collect()
     }
 
     /// Stores every request of the trial as failed: what could not run is counted, not left out.
@@ -416,6 +405,16 @@ impl TrialSink for Sink<'_> {
 
     fn scrape(&mut self, scrape: Scrape) {
         let written = self.writer.scrape(scrape);
+        self.keep(written);
+    }
+
+    fn memory(&mut self, memory: MemoryTrace) {
+        let written = self.writer.memory(memory);
+        self.keep(written);
+    }
+
+    fn experts(&mut self, experts: ExpertUse) {
+        let written = self.writer.experts(experts);
         self.keep(written);
     }
 

@@ -1,7 +1,8 @@
 //! Raw results on disk: one folder per run, one immutable file per finished trial.
 //!
 //! ```text
-//! results/raw/<run_id>/spec.toml  plan.json  provenance.json  calibration.json  .lock
+//! results/raw/<run_id>/spec.toml  plan.json  provenance.json  calibration.json  idle.json  .lock
+//!                      bandwidth.json  accuracy/<model>.json
 //!                      cells/<cell_id>/round-000.jsonl
 //! ```
 //! A trial file is there whole or not at all. Nothing here looks into the events.
@@ -16,8 +17,9 @@ use crate::plan_diff;
 use crate::{Error, Result};
 use bench_core::client::{Calibration, ServerFacts};
 use bench_core::plan::{Plan, Trial};
+use bench_core::power::PowerTrace;
 use bench_core::provenance::{Build, Provenance, Resumption};
-use bench_core::shape::ModelFacts;
+use bench_core::shape::{Bandwidth, ModelFacts};
 use bench_core::trace::TrialTrace;
 use files::{Opener, create_file, read_text, sync_folder, write_whole};
 use serde::de::DeserializeOwned;
@@ -31,6 +33,8 @@ const PLAN: &str = "plan.json";
 const SPEC: &str = "spec.toml";
 const PROVENANCE: &str = "provenance.json";
 const CALIBRATION: &str = "calibration.json";
+const IDLE: &str = "idle.json";
+const BANDWIDTH: &str = "bandwidth.json";
 const LOCK: &str = ".lock";
 const CELLS: &str = "cells";
 
@@ -39,6 +43,13 @@ const CELLS: &str = "cells";
 struct Calibrations {
     schema_version: u32,
     cells: BTreeMap<String, Calibration>,
+}
+
+/// The content of `idle.json`.
+#[derive(Serialize, Deserialize)]
+struct Idle {
+    schema_version: u32,
+    power: PowerTrace,
 }
 
 /// Where a trial of the plan stands.
@@ -270,6 +281,55 @@ impl RunFolder {
             folder: self.path.clone(),
             source,
         })
+    }
+
+    /// What power was drawn before the first trial; `None` where it was not read.
+    pub fn idle(&self) -> Result<Option<PowerTrace>> {
+        let path = self.path.join(IDLE);
+        if !path.exists() {
+            return Ok(None);
+        }
+        read_json::<Idle>(&path).map(|idle| Some(idle.power))
+    }
+
+    pub fn record_idle(&self, power: &PowerTrace) -> Result<()> {
+        let idle = Idle { schema_version: bench_core::SCHEMA_VERSION, power: power.clone() };
+        self.write_named(IDLE, &pretty(&idle))
+    }
+
+    /// Memory bandwidth of the machine; `None` where it was not measured.
+    pub fn bandwidth(&self) -> Result<Option<Bandwidth>> {
+        let path = self.path.join(BANDWIDTH);
+        if path.exists() { read_json(&path).map(Some) } else { Ok(None) }
+    }
+
+    pub fn record_bandwidth(&self, bandwidth: &Bandwidth) -> Result<()> {
+        self.write_named(BANDWIDTH, &pretty(bandwidth))
+    }
+
+    /// The file of accuracies of model `label`, as it was given; `None` where there is none.
+    pub fn accuracy(&self, label: &str) -> Result<Option<String>> {
+        let path = self.accuracy_path(label);
+        if path.exists() { read_text(&path).map(Some) } else { Ok(None) }
+    }
+
+    pub fn record_accuracy(&self, label: &str, json: &[u8]) -> Result<()> {
+        let path = self.accuracy_path(label);
+        let write = || {
+            path.parent().map_or(Ok(()), fs::create_dir_all)?;
+            write_whole(&path, json)
+        };
+        write().map_err(|source| Error::Write { path: path.clone(), folder: self.path.clone(), source })
+    }
+
+    fn accuracy_path(&self, label: &str) -> PathBuf {
+        self.path.join("accuracy").join(format!("{label}.json"))
+    }
+
+    fn write_named(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        let path = self.path.join(name);
+        let failed = |source| Error::Write { path: path.clone(), folder: self.path.clone(), source };
+        write_whole(&path, bytes).map_err(failed)
     }
 
     fn calibrations(&self) -> Result<Calibrations> {

@@ -4,6 +4,7 @@
 pub mod engine;
 #[cfg(feature = "http")]
 pub mod http;
+pub mod isolated;
 pub mod mock;
 pub mod null;
 pub mod secrets;
@@ -16,6 +17,7 @@ use bench_core::plan::Plan;
 use bench_core::spec::TargetKind;
 use bench_core::target::Target;
 pub use secrets::Secrets;
+use std::path::Path;
 use std::sync::Arc;
 
 /// A target and the clock of its run.
@@ -36,6 +38,16 @@ pub fn open(plan: &Plan, secrets: Secrets) -> Result<Opened> {
         TargetKind::Engine => engine_target(plan),
         TargetKind::Http => http_target(plan, secrets),
     }
+}
+
+/// As `open`, but each trial runs in a process of its own: `program`, told to serve by [`isolated::COMMAND`].
+pub fn open_isolated(plan: &Plan, program: &Path) -> Result<Opened> {
+    // What is wrong with the settings is said once and now, not by every process.
+    #[cfg(feature = "engine")]
+    drop(engine::EngineTarget::new(plan)?);
+    let clock: Arc<dyn Clock> = Arc::new(MonotonicClock::default());
+    let target = isolated::IsolatedTarget::new(plan, program, clock.clone());
+    Ok(Opened { target: Box::new(target), clock })
 }
 
 fn real(target: impl Target + 'static) -> Opened {

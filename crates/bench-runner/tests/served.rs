@@ -4,6 +4,7 @@
 
 use bench_core::event::{Event, EventKind, FailureKind};
 use bench_core::plan::Plan;
+use bench_core::probe::Probes;
 use bench_core::spec::RunSpec;
 use bench_core::target::StopFlag;
 use bench_core::trace::{Timeline, TrialTrace};
@@ -36,9 +37,10 @@ fn run(plan: &Plan, dir: &Path) -> (RunOutcome, Vec<TrialTrace>, RunFolder) {
         plan,
         folder: &mut folder,
         target: opened.target.as_mut(),
-        clock: opened.clock.as_ref(),
+        clock: &opened.clock,
         stop: &StopFlag::new(),
         observer: &mut Quiet,
+        probes: Probes::default(),
     });
     let trials = folder.read_trials().unwrap();
     (outcome.unwrap(), trials, folder)
@@ -208,9 +210,10 @@ fn a_wait_for_a_server_that_does_not_come_ends_with_the_wish_to_stop() {
             plan: &plan,
             folder: &mut folder,
             target: opened.target.as_mut(),
-            clock: opened.clock.as_ref(),
+            clock: &opened.clock,
             stop: &stop,
             observer: &mut Quiet,
+            probes: Probes::default(),
         })
     });
     let outcome = outcome.unwrap();

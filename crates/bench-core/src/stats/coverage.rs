@@ -120,6 +120,21 @@ fn means_of_independent_samples() {
     }
 }
 
+#[test]
+fn slopes_of_noisy_lines() {
+    let doubling = |n: i32| (0..n).map(|i| 128.0 * 2_f64.powi(i)).collect::<Vec<_>>();
+    for xs in [vec![128.0, 2_048.0, 131_072.0], doubling(5), doubling(11)] {
+        let mut hits = Hits::default();
+        for seed in 0..REPLICATES {
+            let mut rng = ChaCha8Rng::seed_from_u64(DATA_SEEDS + seed);
+            let points: Vec<_> =
+                xs.iter().map(|x| (*x, 4_096.0 * x + 77.0 + 1e4 * normal(&mut rng))).collect();
+            hits.count(least_squares(&points).map(|line| line.interval), 4_096.0);
+        }
+        hits.check(&format!("slope over {} contexts", xs.len()));
+    }
+}
+
 /// 2 + 5 E + X: a fixed part, a part E = exp(sigma N) that all gaps of a request share, an exponential X.
 fn gap(rng: &mut ChaCha8Rng, shared: f64) -> f64 {
     2.0 + 5.0 * shared + 3.0 * Law::Exponential.draw(rng)

@@ -6,6 +6,7 @@
 mod cluster;
 mod distribution;
 mod interval;
+mod regression;
 mod running;
 mod support;
 mod tally;
@@ -16,6 +17,7 @@ mod coverage;
 pub use cluster::{Clustered, MIN_CLUSTERS};
 pub use distribution::{Distribution, HISTOGRAM_FROM};
 pub use interval::{mean_interval, quantile_interval, wilson_interval};
+pub use regression::{Line, least_squares};
 pub use running::Running;
 pub use support::{is_bounded, minimum_bounded_n, minimum_n, supports};
 pub use tally::{BATCHES, Tally};

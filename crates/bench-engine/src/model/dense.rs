@@ -57,17 +57,20 @@ impl AttentionBlock {
 
     fn forward(&self, x: &Tensor, step: &mut Step<'_, '_, '_>) -> Result<Tensor> {
         let l = self.layer;
-        let t = step.hooks.at(Site::AttnNorm(l), self.norm.forward(x)?)?;
-
-        let q = self.heads(&self.q_proj.forward(&t)?, self.q_norm.as_ref())?;
-        let k = self.heads(&self.k_proj.forward(&t)?, self.k_norm.as_ref())?;
-        let v = self.heads(&self.v_proj.forward(&t)?, None)?;
-        let q = step.hooks.at(Site::Q(l), step.angles.rotate(&q)?)?;
-        let k = step.hooks.at(Site::K(l), step.angles.rotate(&k)?)?;
+        // What a block computes on the way is freed at its end: the peak of a layer decides what fits.
+        let (q, k, v) = {
+            let t = step.hooks.at(Site::AttnNorm(l), self.norm.forward(x)?)?;
+            let heads = |linear: &Linear, norm| self.heads(&linear.forward(&t)?, norm);
+            let q = heads(&self.q_proj, self.q_norm.as_ref())?;
+            let k = heads(&self.k_proj, self.k_norm.as_ref())?;
+            (q, k, heads(&self.v_proj, None)?)
+        };
+        let q = step.hooks.at(Site::Q(l), step.angles.rotate(q)?)?;
+        let k = step.hooks.at(Site::K(l), step.angles.rotate(k)?)?;
         let v = step.hooks.at(Site::V(l), v)?;
 
         let attention = LayerAttention { layer: l, window: self.window, sinks: None };
-        let t = attention.forward(&q, &k, &v, &step.spans, step.sequences, step.hooks)?;
+        let t = attention.forward(q, k, v, &step.spans, step.sequences, step.hooks)?;
         let t = step.hooks.at(Site::AttnOut(l), t)?;
         let t = step.hooks.at(Site::AttnProj(l), self.o_proj.forward(&t)?)?;
         Ok((x + t)?)
@@ -107,8 +110,11 @@ impl MlpBlock {
 
     fn forward(&self, x: &Tensor, step: &mut Step<'_, '_, '_>) -> Result<Tensor> {
         let l = self.layer;
-        let t = step.hooks.at(Site::MlpNorm(l), self.norm.forward(x)?)?;
-        let t = gated_silu(&self.gate_proj.forward(&t)?, &self.up_proj.forward(&t)?)?;
+        let (gate, up) = {
+            let t = step.hooks.at(Site::MlpNorm(l), self.norm.forward(x)?)?;
+            (self.gate_proj.forward(&t)?, self.up_proj.forward(&t)?)
+        };
+        let t = gated_silu(gate, up)?;
         let t = step.hooks.at(Site::MlpOut(l), self.down_proj.forward(&t)?)?;
         Ok((x + t)?)
     }
@@ -122,10 +128,14 @@ struct TransformerBlock {
 
 impl TransformerBlock {
     fn forward(&self, x: Tensor, step: &mut Step<'_, '_, '_>) -> Result<Tensor> {
-        let x = step.hooks.at(Site::ResidPre(self.layer), x)?;
-        let x = self.attn.forward(&x, step)?;
-        let x = step.hooks.at(Site::ResidMid(self.layer), x)?;
-        let x = self.mlp.forward(&x, step)?;
+        let x = {
+            let x = step.hooks.at(Site::ResidPre(self.layer), x)?;
+            self.attn.forward(&x, step)?
+        };
+        let x = {
+            let x = step.hooks.at(Site::ResidMid(self.layer), x)?;
+            self.mlp.forward(&x, step)?
+        };
         step.hooks.at(Site::ResidPost(self.layer), x)
     }
 }

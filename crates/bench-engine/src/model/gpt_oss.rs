@@ -49,17 +49,18 @@ impl AttentionBlock {
 
     fn forward(&self, x: &Tensor, step: &mut Step<'_, '_, '_>) -> Result<Tensor> {
         let l = self.layer;
-        let t = step.hooks.at(Site::AttnNorm(l), self.norm.forward(x)?)?;
-
-        let q = self.split_heads(&self.q_proj.forward(&t)?)?;
-        let k = self.split_heads(&self.k_proj.forward(&t)?)?;
-        let v = self.split_heads(&self.v_proj.forward(&t)?)?;
-        let q = step.hooks.at(Site::Q(l), step.angles.rotate(&q)?)?;
-        let k = step.hooks.at(Site::K(l), step.angles.rotate(&k)?)?;
+        // What a block computes on the way is freed at its end: the peak of a layer decides what fits.
+        let (q, k, v) = {
+            let t = step.hooks.at(Site::AttnNorm(l), self.norm.forward(x)?)?;
+            let heads = |linear: &Linear| self.split_heads(&linear.forward(&t)?);
+            (heads(&self.q_proj)?, heads(&self.k_proj)?, heads(&self.v_proj)?)
+        };
+        let q = step.hooks.at(Site::Q(l), step.angles.rotate(q)?)?;
+        let k = step.hooks.at(Site::K(l), step.angles.rotate(k)?)?;
         let v = step.hooks.at(Site::V(l), v)?;
 
         let attention = LayerAttention { layer: l, window: self.window, sinks: Some(&self.sinks) };
-        let t = attention.forward(&q, &k, &v, &step.spans, step.sequences, step.hooks)?;
+        let t = attention.forward(q, k, v, &step.spans, step.sequences, step.hooks)?;
         let t = step.hooks.at(Site::AttnOut(l), t)?;
         let t = step.hooks.at(Site::AttnProj(l), self.o_proj.forward(&t)?)?;
         Ok((x + t)?)
@@ -119,10 +120,14 @@ struct TransformerBlock {
 
 impl TransformerBlock {
     fn forward(&self, x: Tensor, step: &mut Step<'_, '_, '_>) -> Result<Tensor> {
-        let x = step.hooks.at(Site::ResidPre(self.layer), x)?;
-        let x = self.attn.forward(&x, step)?;
-        let x = step.hooks.at(Site::ResidMid(self.layer), x)?;
-        let x = self.mlp.forward(&x, step)?;
+        let x = {
+            let x = step.hooks.at(Site::ResidPre(self.layer), x)?;
+            self.attn.forward(&x, step)?
+        };
+        let x = {
+            let x = step.hooks.at(Site::ResidMid(self.layer), x)?;
+            self.mlp.forward(&x, step)?
+        };
         step.hooks.at(Site::ResidPost(self.layer), x)
     }
 }

@@ -14,7 +14,7 @@ use crate::config::{Architecture, ExpertDtype, ModelConfig};
 use crate::error::{Error, Result};
 use crate::hooks::{Hooks, Site};
 use crate::ops::rope::Angles;
-use crate::ops::to_f32;
+use crate::ops::with_f32;
 use crate::rope::RotaryEmbedding;
 use crate::weights::WeightSource;
 
@@ -216,8 +216,10 @@ impl Model {
                 let ends = start + span.len == ids[span.sequence].len();
                 match keep {
                     Keep::All => kept[span.sequence].push(hidden.narrow(0, span.start, span.len)?),
+                    // A copy, so that the rest of the chunk is freed.
                     Keep::Last if ends => {
-                        kept[span.sequence].push(hidden.narrow(0, span.start + span.len - 1, 1)?);
+                        let last = hidden.narrow(0, span.start + span.len - 1, 1)?;
+                        kept[span.sequence].push(last.force_contiguous()?);
                     }
                     Keep::Last => {}
                 }
@@ -284,8 +286,8 @@ impl Model {
             Transformer::Dense(t) => t.unembed(hidden, hooks)?,
         };
         let logits = hooks.at(Site::Logits, logits.to_dtype(DType::F32)?)?;
-        let values = to_f32("logits", &logits)?;
-        let count = values.iter().filter(|v| !v.is_finite()).count();
+        let not_finite = |values: &[f32]| Ok(values.iter().filter(|v| !v.is_finite()).count());
+        let count = with_f32("logits", &logits, not_finite)?;
         if count > 0 {
             let site = format!("{} positions", logits.dim(0)?);
             return Err(Error::NonFiniteLogits { site, count });

@@ -99,13 +99,15 @@ impl Experts {
             let problem = format!("expert {bad} chosen, expected below {}", self.count);
             return Err(Error::InvalidModel { what: format!("router.{}", self.layer), problem });
         }
+        let groups = by_expert(&index, self.count);
+        hooks.count_routing(tokens, groups.len());
         let mut trace = self.is_traced(hooks).then(|| self.empty_trace(index.len()));
         let mut out = vec![0.0; tokens * self.hidden];
         let bf16 = x.dtype() == DType::BF16;
         let round = if bf16 { round_bf16 } else { |v| v };
         with_f32("experts", x, |x| {
             with_f32("experts", weights, |weights| {
-                for (expert, slots) in by_expert(&index, self.count) {
+                for (expert, slots) in groups {
                     let rows = self.expert(expert, x, &slots, k, bf16)?;
                     for (i, &slot) in slots.iter().enumerate() {
                         let from = &rows.out[i * self.hidden..][..self.hidden];
@@ -206,5 +208,52 @@ fn round_all(values: &mut [f32], bf16: bool) {
         for value in values {
             *value = round_bf16(*value);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use crate::dummy::Dummy;
+    use crate::{Hooks, LoadOptions, Model, Routing};
+
+    #[test]
+    fn touched_experts_are_those_that_the_router_chose() {
+        let dummy = Dummy::new("gpt-oss-tiny", 3, None).unwrap();
+        let config = dummy.config().clone();
+        let model = Model::build(config, &dummy, &LoadOptions::default(), &mut |_| ()).unwrap();
+        let layers = model.config().num_hidden_layers;
+        let names: Vec<String> = (0..layers).map(|l| format!("expert_index.{l}")).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let mut hooks = Hooks::read(&names).unwrap();
+        let (mut a, mut b) = (model.sequence(), model.sequence());
+        let ids: [&[u32]; 2] = [&[1, 5, 9, 13, 40, 41, 42], &[7, 8, 9]];
+        model.prefill(&mut [&mut a, &mut b], &ids, 4, &mut hooks).unwrap();
+        model.decode_step(&mut [&mut a, &mut b], &[3, 4], &mut hooks).unwrap();
+
+        let mut expected = Routing::default();
+        for name in names {
+            for chosen in hooks.take(name) {
+                let distinct: BTreeSet<u32> =
+                    chosen.flatten_all().unwrap().to_vec1().unwrap().into_iter().collect();
+                expected.layer_passes += 1;
+                expected.experts += distinct.len() as u64;
+                expected.tokens += chosen.dim(0).unwrap() as u64;
+            }
+        }
+        // Two chunks and one step; seven, three and two tokens.
+        assert_eq!((expected.layer_passes, expected.tokens), (3 * layers as u64, 12 * layers as u64));
+        assert_eq!(hooks.routing(), expected);
+    }
+
+    #[test]
+    fn dense_models_route_nothing() {
+        let dummy = Dummy::new("dense-tiny", 3, Some(1)).unwrap();
+        let config = dummy.config().clone();
+        let model = Model::build(config, &dummy, &LoadOptions::default(), &mut |_| ()).unwrap();
+        let mut hooks = Hooks::none();
+        model.prefill(&mut [&mut model.sequence()], &[&[1, 2]], 4, &mut hooks).unwrap();
+        assert_eq!(hooks.routing(), Routing::default());
     }
 }

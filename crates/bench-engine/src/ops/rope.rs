@@ -13,15 +13,16 @@ pub(crate) struct Angles {
 }
 
 impl Angles {
-    /// x `[T, heads, head_dim]`, rotated.
-    pub(crate) fn rotate(&self, x: &Tensor) -> Result<Tensor> {
-        let (_, heads, head_dim) = x.dims3()?;
-        let mut values = to_f32("rope", x)?;
-        let rotated = match x.dtype() {
+    /// x `[T, heads, head_dim]`, rotated; x itself is freed.
+    pub(crate) fn rotate(&self, x: Tensor) -> Result<Tensor> {
+        let ((tokens, heads, head_dim), dtype) = (x.dims3()?, x.dtype());
+        let mut values = to_f32("rope", &x)?;
+        drop(x);
+        let rotated = match dtype {
             DType::BF16 => rotate_halves(&mut values, &self.cos, &self.sin, heads, head_dim, round_bf16),
             _ => rotate_halves(&mut values, &self.cos, &self.sin, heads, head_dim, |v| v),
         };
         rotated.map_err(kernel_error("rope"))?;
-        from_f32(values, x.dims(), x.dtype())
+        from_f32(values, &[tokens, heads, head_dim], dtype)
     }
 }

@@ -86,6 +86,10 @@ impl Counters {
         single("prefix_cache_queries_total", "counter", "Tokens looked up.", read(&self.prompt_tokens));
         single("prefix_cache_hits_total", "counter", "Tokens found.", read(&self.cached_tokens));
         single("request_success_total", "counter", "Answers sent whole.", read(&self.successes));
+        // In the labels, as vLLM has it.
+        let name = "vllm:cache_config_info";
+        let info = format!(r#"block_size="1",engine="0",num_gpu_blocks="{kv_capacity_tokens}""#);
+        let _ = writeln!(out, "# HELP {name} The cache.\n# TYPE {name} gauge\n{name}{{{info}}} 1.0");
         self.render_ttft(&labels, &mut out);
         out
     }
@@ -124,6 +128,7 @@ mod tests {
             r#"vllm:num_requests_running{engine="0",model_name="m\"x"} 1.0"#,
             r#"vllm:num_requests_waiting{engine="0",model_name="m\"x"} 0.0"#,
             r#"vllm:kv_cache_usage_perc{engine="0",model_name="m\"x"} 0.5"#,
+            r#"vllm:cache_config_info{block_size="1",engine="0",num_gpu_blocks="70"} 1.0"#,
             r#"vllm:prompt_tokens_total{engine="0",model_name="m\"x"} 30.0"#,
             r#"vllm:generation_tokens_total{engine="0",model_name="m\"x"} 5.0"#,
             r#"vllm:prefix_cache_queries_total{engine="0",model_name="m\"x"} 30.0"#,

@@ -89,7 +89,8 @@ pub struct LoopbackOptions {
     pub max_model_len: u32,
     /// Stated as `cached_tokens` of every prompt, as far as the prompt is that long.
     pub cached_prompt_tokens: u32,
-    /// Tokens that the pretended KV cache holds; only `vllm:kv_cache_usage_perc` depends on it.
+    /// Tokens that the pretended KV cache holds; only `vllm:kv_cache_usage_perc` and `vllm:cache_config_info`
+    /// depend on it.
     pub kv_capacity_tokens: u64,
     pub role_chunk: RoleChunk,
     pub usage: UsagePolicy,

@@ -5,6 +5,9 @@
 use super::files::{Medium, Opener, Version, sync_folder, temporary};
 use crate::{Error, Result};
 use bench_core::client::{ClientHealth, Scrape};
+use bench_core::memory::MemoryTrace;
+use bench_core::power::PowerTrace;
+use bench_core::shape::ExpertUse;
 use bench_core::trace::{RequestTrace, TrialTrace};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -44,6 +47,9 @@ enum Line<'a> {
     Request(Cow<'a, RequestTrace>),
     Client(ClientHealth),
     Scrape(Scrape),
+    Memory(MemoryTrace),
+    Experts(ExpertUse),
+    Power(Cow<'a, PowerTrace>),
     Footer(Footer),
 }
 
@@ -90,6 +96,18 @@ impl TrialWriter {
 
     pub fn scrape(&mut self, scrape: Scrape) -> Result<()> {
         self.line(&Line::Scrape(scrape))
+    }
+
+    pub fn memory(&mut self, memory: MemoryTrace) -> Result<()> {
+        self.line(&Line::Memory(memory))
+    }
+
+    pub fn experts(&mut self, experts: ExpertUse) -> Result<()> {
+        self.line(&Line::Experts(experts))
+    }
+
+    pub fn power(&mut self, power: &PowerTrace) -> Result<()> {
+        self.line(&Line::Power(Cow::Borrowed(power)))
     }
 
     /// Writes the footer, makes the file durable and gives it its name; returns the path.
@@ -173,6 +191,9 @@ pub enum Stored {
     Request(RequestTrace),
     Client(ClientHealth),
     Scrape(Scrape),
+    Memory(MemoryTrace),
+    Experts(ExpertUse),
+    Power(PowerTrace),
     /// The footer, after number and hash of the lines above were found right.
     End {
         complete: bool,
@@ -250,6 +271,9 @@ impl TrialReader {
             (Line::Request(request), _) => Stored::Request(request.into_owned()),
             (Line::Client(health), _) => Stored::Client(health),
             (Line::Scrape(scrape), _) => Stored::Scrape(scrape),
+            (Line::Memory(memory), _) => Stored::Memory(memory),
+            (Line::Experts(experts), _) => Stored::Experts(experts),
+            (Line::Power(power), _) => Stored::Power(power.into_owned()),
             (Line::Footer(footer), _) => {
                 self.state = State::Footer;
                 self.verify(&footer)?;
@@ -304,6 +328,9 @@ pub(super) fn collect(reader: TrialReader) -> Result<TrialTrace> {
             (Stored::Request(request), Some(trace)) => trace.requests.push(request),
             (Stored::Client(health), Some(trace)) => trace.client = Some(health),
             (Stored::Scrape(scrape), Some(trace)) => trace.scrapes.push(scrape),
+            (Stored::Memory(memory), Some(trace)) => trace.memory.push(memory),
+            (Stored::Experts(experts), Some(trace)) => trace.experts.push(experts),
+            (Stored::Power(power), Some(trace)) => trace.power = Some(power),
             (Stored::End { complete }, Some(trace)) => trace.complete = complete,
             // The reader gives the header first.
             (_, None) => {}
@@ -335,12 +362,8 @@ fn empty_trace(header: TrialHeader) -> TrialTrace {
         cell: header.cell,
         round: header.round,
         planned_requests: header.planned_requests,
-        complete: false,
         started_at_unix_ms: header.started_at_unix_ms,
-        warmup: Vec::new(),
-        requests: Vec::new(),
-        client: None,
-        scrapes: Vec::new(),
+        ..TrialTrace::default()
     }
 }
 

@@ -6,17 +6,19 @@ mod generate;
 mod load;
 
 use bench_core::event::{EventKind, FailureKind};
-use bench_core::plan::{Cell, ModelPlan, Plan};
+use bench_core::plan::{Cell, ModelPlan, Plan, Sampling};
 use bench_core::shape::ModelFacts;
 use bench_core::target::{Recorder, Request, StopFlag, Target, TargetError};
 use generate::generate;
-use load::Loaded;
+use load::{Key, Loaded};
 
 pub struct EngineTarget {
     plan: Plan,
     pool: rayon::ThreadPool,
     /// Loaded models, the one in use last. More than one only when all of the plan fit in memory together.
     loaded: Vec<Loaded>,
+    /// That of the model prepared last; another label of the same model may sample differently.
+    sampling: Option<Sampling>,
 }
 
 impl EngineTarget {
@@ -35,7 +37,7 @@ impl EngineTarget {
             .thread_name(|i| format!("engine-{i}"))
             .build()
             .map_err(|e| TargetError(format!("cannot start {threads} compute threads: {e}")))?;
-        Ok(Self { plan: plan.clone(), pool, loaded: Vec::new() })
+        Ok(Self { plan: plan.clone(), pool, loaded: Vec::new(), sampling: None })
     }
 
     fn current(&self) -> Result<&Loaded, TargetError> {
@@ -54,7 +56,7 @@ impl Target for EngineTarget {
         progress: &mut dyn FnMut(f64),
         _stop: &StopFlag,
     ) -> Result<Option<ModelFacts>, TargetError> {
-        if let Some(at) = self.loaded.iter().position(|l| l.label == model.label) {
+        if let Some(at) = self.loaded.iter().position(|l| l.key == Key::of(model)) {
             let model = self.loaded.remove(at);
             self.loaded.push(model);
         } else {
@@ -65,6 +67,7 @@ impl Target for EngineTarget {
             let loaded = load::load(&self.plan, model, progress)?;
             self.loaded.push(loaded);
         }
+        self.sampling = Some(model.sampling.clone());
         progress(1.0);
         Ok(Some(self.current()?.facts.clone()))
     }
@@ -89,12 +92,12 @@ impl Target for EngineTarget {
         for slot in 0..requests.len() {
             recorder.record(slot, EventKind::Sent);
         }
-        let ran = match self.loaded.last() {
-            Some(loaded) => {
+        let ran = match (self.loaded.last(), &self.sampling) {
+            (Some(loaded), Some(sampling)) => {
                 let target = &self.plan.target;
-                self.pool.install(|| generate(loaded, target, requests, recorder, stop))
+                self.pool.install(|| generate(loaded, sampling, target, requests, recorder, stop))
             }
-            None => Err(((0..requests.len()).collect(), "no model is loaded".to_owned())),
+            _ => Err(((0..requests.len()).collect(), "no model is loaded".to_owned())),
         };
         if let Err((open, message)) = ran {
             for slot in open {
@@ -102,5 +105,97 @@ impl Target for EngineTarget {
                 recorder.record(slot, EventKind::Failed { failure, message: message.clone() });
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bench_core::clock::MonotonicClock;
+    use bench_core::memory::{Heap, ProcessMemory};
+    use bench_core::probe::MemoryProbe;
+    use bench_core::shape::ExpertUse;
+    use bench_core::spec::RunSpec;
+    use bench_engine::layout;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/gpt-oss-tiny");
+
+    fn plan(models: &str) -> Plan {
+        let text = format!(
+            "[target]\nprefill_chunk = 16\n[workload]\nchat = \"plain\"\nbatch = [2]\nprompt_tokens = [40]\n\
+             output_tokens = [5]\n{models}"
+        );
+        RunSpec::from_toml("t", &text).unwrap().resolve().unwrap()
+    }
+
+    /// Counts its readings.
+    #[derive(Default)]
+    struct Readings(AtomicU64);
+
+    impl MemoryProbe for Readings {
+        fn heap(&self) -> Option<Heap> {
+            let n = self.0.fetch_add(1, Ordering::Relaxed);
+            Some(Heap { live_bytes: n, peak_bytes: n })
+        }
+        fn reset_heap_peak(&self) {}
+        fn process(&self) -> Option<ProcessMemory> {
+            None
+        }
+        fn reset_process_peak(&self) {}
+    }
+
+    fn requests(target: &mut EngineTarget, cell: &Cell) -> Vec<Request> {
+        let mut request = |slot: u32| {
+            let prompt = target.prompt(cell, u64::from(slot), false).unwrap();
+            // The second request ends two tokens earlier.
+            Request { repeat: 0, slot, prompt, output_tokens: 5 - 2 * slot, seed: 1 }
+        };
+        vec![request(0), request(1)]
+    }
+
+    #[test]
+    fn a_batch_is_read_at_its_first_and_last_token_and_keeps_its_caches() {
+        let plan = plan(&format!("[[models]]\nid = \"{TINY}\"\n"));
+        let mut target = EngineTarget::new(&plan).unwrap();
+        target.prepare(&plan.models[0], &mut |_| (), &StopFlag::new()).unwrap();
+        let requests = requests(&mut target, &plan.cells[0]);
+        let (clock, probe) = (MonotonicClock::default(), Readings::default());
+        let mut recorder = Recorder::new(&clock, 2, 5).watching(Some(&probe), 0);
+        target.run(&requests, &mut recorder, &StopFlag::new());
+        let (memory, experts) = recorder.machine();
+        let memory = memory.unwrap();
+        let read = [memory.before, memory.first_token, memory.held, memory.released];
+        assert_eq!(read.map(|heap| heap.map(|h| h.live_bytes)), [Some(0), Some(1), Some(2), Some(3)]);
+
+        // Three chunks of the prompts; four steps, of two requests and then of one.
+        let layers = 4;
+        let ExpertUse { prefill, decode, .. } = experts.unwrap();
+        assert_eq!((prefill.layer_passes, prefill.tokens), (3 * layers, 2 * 40 * layers));
+        assert_eq!((decode.layer_passes, decode.tokens), (4 * layers, (2 * 2 + 2) * layers));
+        assert!(prefill.experts > 3 * layers && decode.experts > 4 * layers, "{prefill:?} {decode:?}");
+
+        let config = target.current().unwrap().model.config();
+        for (slot, (events, kv)) in recorder.into_parts().into_iter().enumerate() {
+            assert!(matches!(events.last().unwrap().kind, EventKind::Done { .. }), "{events:?}");
+            assert_eq!(kv, Some(layout::kv_bytes(config, 40 + 5 - 2 * slot - 1, 4, true)), "{slot}");
+        }
+    }
+
+    #[test]
+    fn labels_of_one_model_share_it_unless_they_load_it_otherwise() {
+        let models = format!(
+            "[[models]]\nid = \"{TINY}\"\nlabel = \"greedy\"\n[[models]]\nid = \"{TINY}\"\nlabel = \"warm\"\n\
+             temperature = 0.9\n[[models]]\nid = \"{TINY}\"\nlabel = \"half\"\nactivation_dtype = \"bf16\"\n"
+        );
+        let plan = plan(&models);
+        let mut target = EngineTarget::new(&plan).unwrap();
+        for (model, loaded) in plan.models.iter().zip([1, 1, 2]) {
+            target.prepare(model, &mut |_| (), &StopFlag::new()).unwrap();
+            assert_eq!(target.loaded.len(), loaded, "{}", model.label);
+            assert_eq!(target.sampling.as_ref(), Some(&model.sampling));
+        }
+        let facts = target.prepare(&plan.models[1], &mut |_| (), &StopFlag::new()).unwrap().unwrap();
+        assert_eq!((target.loaded.len(), facts.activation_dtype.as_str()), (2, "f32"));
     }
 }

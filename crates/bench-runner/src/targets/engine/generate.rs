@@ -6,50 +6,89 @@ use super::load::Loaded;
 use crate::targets::mock::counted;
 use bench_core::event::{Channel, EventKind, FailureKind, FinishReason};
 use bench_core::plan::{Sampling, TargetPlan};
+use bench_core::shape::Touched;
 use bench_core::target::{Recorder, Request, StopFlag};
 use bench_engine::sampling::{Sampler, SamplingParams};
-use bench_engine::{Hooks, Result, Sequence};
+use bench_engine::{Hooks, Result, Routing, Sequence};
 
-/// One request on its way.
+/// One request on its way, kept to the end of its batch: its cache is what the memory of the batch is.
 struct Running {
     slot: usize,
     sequence: Sequence,
     sampler: Sampler,
     last: u32,
+    /// Tokens still to come.
     left: u32,
+    /// Its end is recorded.
+    ended: bool,
+}
+
+/// The experts that the prefill and the decode steps touched.
+struct Passes {
+    prefill: Hooks<'static>,
+    decode: Hooks<'static>,
 }
 
 /// Runs `requests` to their ends. The error holds the slots that have no end yet, and why.
 pub(super) fn generate(
     loaded: &Loaded,
+    sampling: &Sampling,
     target: &TargetPlan,
     requests: &[Request],
     recorder: &mut Recorder<'_>,
     stop: &StopFlag,
 ) -> Result<(), (Vec<usize>, String)> {
     let all = || (0..requests.len()).collect();
-    let mut running = begin(loaded, target, requests).map_err(|e| (all(), e.to_string()))?;
-    let mut step = prefill(loaded, target, requests, &mut running)
+    let mut running = begin(loaded, sampling, requests).map_err(|e| (all(), e.to_string()))?;
+    let mut passes = Passes { prefill: Hooks::none(), decode: Hooks::none() };
+    let mut step = prefill(loaded, target, requests, &mut running, &mut passes.prefill)
         .and_then(|logits| take(loaded, requests, &mut running, &logits, recorder));
-    while step.is_ok() && !running.is_empty() {
+    if step.is_ok() {
+        recorder.prefilled();
+    }
+    while step.is_ok() && running.iter().any(is_open) {
         if stop.is_set() {
             interrupt(&running, recorder);
             return Ok(());
         }
-        step = decode(loaded, &mut running)
+        step = decode(loaded, &mut running, &mut passes.decode)
             .and_then(|logits| take(loaded, requests, &mut running, &logits, recorder));
     }
-    step.map_err(|e| (running.iter().map(|r| r.slot).collect(), e.to_string()))
+    let open = || running.iter().filter(|r| is_open(r)).map(|r| r.slot).collect();
+    step.map_err(|e| (open(), e.to_string()))?;
+    recorder.held();
+    passes.report(recorder);
+    Ok(())
+}
+
+fn is_open(request: &Running) -> bool {
+    request.left > 0
+}
+
+impl Passes {
+    /// Nothing is said of models without experts.
+    fn report(&self, recorder: &mut Recorder<'_>) {
+        let touched = |hooks: &Hooks<'_>| {
+            let Routing { layer_passes, experts, tokens } = hooks.routing();
+            Touched { layer_passes, experts, tokens }
+        };
+        let prefill = touched(&self.prefill);
+        if prefill.layer_passes > 0 {
+            recorder.experts(prefill, touched(&self.decode));
+        }
+    }
 }
 
 /// Rows of logits, one per running request.
 type Logits = Vec<Vec<f32>>;
 
-/// An empty sequence and a sampler for each request.
-fn begin(loaded: &Loaded, target: &TargetPlan, requests: &[Request]) -> Result<Vec<Running>> {
+/// A sequence and a sampler for each request. The last token is never fed, so that it takes no room.
+fn begin(loaded: &Loaded, sampling: &Sampling, requests: &[Request]) -> Result<Vec<Running>> {
     let begin = |(slot, request): (usize, &Request)| {
-        let sampler = Sampler::new(params(&target.sampling, request.seed))?;
-        Ok(Running { slot, sequence: loaded.model.sequence(), sampler, last: 0, left: request.output_tokens })
+        let sampler = Sampler::new(params(sampling, request.seed))?;
+        let mut sequence = loaded.model.sequence();
+        sequence.reserve((request.prompt.len() + request.output_tokens as usize).saturating_sub(1));
+        Ok(Running { slot, sequence, sampler, last: 0, left: request.output_tokens, ended: false })
     };
     requests.iter().enumerate().map(begin).collect()
 }
@@ -60,46 +99,45 @@ fn prefill(
     target: &TargetPlan,
     requests: &[Request],
     running: &mut [Running],
+    hooks: &mut Hooks<'_>,
 ) -> Result<Logits> {
     let ids: Vec<&[u32]> = requests.iter().map(|r| r.prompt.as_slice()).collect();
     let mut sequences: Vec<_> = running.iter_mut().map(|r| &mut r.sequence).collect();
     let chunk = target.prefill_chunk as usize;
-    Ok(loaded.model.prefill(&mut sequences, &ids, chunk, &mut Hooks::none())?.to_vec2()?)
+    Ok(loaded.model.prefill(&mut sequences, &ids, chunk, hooks)?.to_vec2()?)
 }
 
-/// Feeds each running request its last token.
-fn decode(loaded: &Loaded, running: &mut [Running]) -> Result<Logits> {
-    let ids: Vec<u32> = running.iter().map(|r| r.last).collect();
-    let mut sequences: Vec<_> = running.iter_mut().map(|r| &mut r.sequence).collect();
-    Ok(loaded.model.decode_step(&mut sequences, &ids, &mut Hooks::none())?.to_vec2()?)
+/// Feeds each open request its last token.
+fn decode(loaded: &Loaded, running: &mut [Running], hooks: &mut Hooks<'_>) -> Result<Logits> {
+    let open = running.iter_mut().filter(|r| is_open(r));
+    let (mut sequences, ids): (Vec<_>, Vec<u32>) = open.map(|r| (&mut r.sequence, r.last)).unzip();
+    Ok(loaded.model.decode_step(&mut sequences, &ids, hooks)?.to_vec2()?)
 }
 
-/// Chooses and stamps a token for each running request, and ends those that have as many as they asked for.
+/// Chooses and stamps a token for each open request, and ends those that have as many as they asked for.
 fn take(
     loaded: &Loaded,
     requests: &[Request],
-    running: &mut Vec<Running>,
+    running: &mut [Running],
     logits: &Logits,
     recorder: &mut Recorder<'_>,
 ) -> Result<()> {
-    for (request, row) in running.iter_mut().zip(logits) {
+    for (request, row) in running.iter_mut().filter(|r| is_open(r)).zip(logits) {
         request.last = request.sampler.sample(row, &loaded.suppressed)?;
         request.left -= 1;
         recorder.record(request.slot, EventKind::Tokens { count: 1, channel: Channel::Unknown });
     }
-    running.retain(|r| {
-        if r.left == 0 {
-            recorder.kv_allocated(r.slot, r.sequence.kv_bytes());
-            recorder.record(r.slot, counted(&requests[r.slot]));
-            recorder.record(r.slot, EventKind::Done { finish: FinishReason::Length });
-        }
-        r.left > 0
-    });
+    for request in running.iter_mut().filter(|r| !is_open(r) && !r.ended) {
+        request.ended = true;
+        recorder.kv_allocated(request.slot, request.sequence.kv_bytes());
+        recorder.record(request.slot, counted(&requests[request.slot]));
+        recorder.record(request.slot, EventKind::Done { finish: FinishReason::Length });
+    }
     Ok(())
 }
 
 fn interrupt(running: &[Running], recorder: &mut Recorder<'_>) {
-    for request in running {
+    for request in running.iter().filter(|r| is_open(r)) {
         let message = "the run was stopped".to_owned();
         recorder.record(request.slot, EventKind::Failed { failure: FailureKind::Interrupted, message });
     }

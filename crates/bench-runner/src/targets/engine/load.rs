@@ -2,16 +2,16 @@
 //!
 //! What a model needs, and whether it fits, is asked of `bench-engine`: nothing is read before that is known.
 
+use crate::shape::{self, load_options};
 use bench_core::plan::{ModelPlan, Plan, derive_seed};
 use bench_core::shape::ModelFacts;
-use bench_core::spec::{self, Chat};
+use bench_core::spec::{ActivationDtype, Chat, ExpertDtype};
 use bench_core::target::TargetError;
-use bench_engine::config::ExpertDtype;
 use bench_engine::session::{self, ChatOptions, OpenOptions, Session};
 use bench_engine::source::ModelRef;
 use bench_engine::text::harmony::ReasoningEffort;
 use bench_engine::text::{PromptBuilder, Split};
-use bench_engine::{ActivationDtype, Error, LoadOptions, Model, layout, preflight, system};
+use bench_engine::{Error, Model, preflight, system};
 
 /// Tokens at which a turn or text ends, in the formats that are in use.
 const END_TOKENS: [&str; 8] = [
@@ -25,9 +25,29 @@ const END_TOKENS: [&str; 8] = [
     "</s>",
 ];
 
+/// What a model in memory depends on; models of a plan that differ in label or sampling only are one.
+#[derive(Clone, PartialEq)]
+pub(super) struct Key {
+    id: String,
+    layers: Option<u32>,
+    activation_dtype: ActivationDtype,
+    expert_dtype: ExpertDtype,
+}
+
+impl Key {
+    pub(super) fn of(model: &ModelPlan) -> Self {
+        Self {
+            id: model.id.clone(),
+            layers: model.layers,
+            activation_dtype: model.activation_dtype,
+            expert_dtype: model.expert_dtype,
+        }
+    }
+}
+
 /// A model ready to run, with the prompts that it is given.
 pub(super) struct Loaded {
-    pub(super) label: String,
+    pub(super) key: Key,
     pub(super) model: Model,
     pub(super) prompts: PromptBuilder,
     pub(super) warmup_prompts: PromptBuilder,
@@ -51,11 +71,14 @@ pub(super) fn load(
     let session = session::open(&model.id, &options, &mut fraction).map_err(fail)?;
     let prompts = |split| prompts(plan, &session, split).map_err(fail);
     Ok(Loaded {
-        label: model.label.clone(),
+        key: Key::of(model),
         prompts: prompts(Split::Measured)?,
         warmup_prompts: prompts(Split::Warmup)?,
         suppressed: suppressed(&session),
-        facts: facts(&session.model, &options.load),
+        facts: ModelFacts {
+            weights_bytes: session.model.weights_bytes(),
+            ..shape::facts(session.model.config(), &options.load)
+        },
         model: session.model,
     })
 }
@@ -71,27 +94,23 @@ pub(super) fn fit_together(plan: &Plan, loaded: u64) -> bool {
         }
         Ok(preflight::check(&config, &options.need(false), None).required_bytes)
     };
-    let needed: u64 = plan.models.iter().filter_map(|m| need(m).ok()).sum();
+    let is_first = |(i, model): &(usize, &ModelPlan)| {
+        plan.models[..*i].iter().all(|earlier| Key::of(earlier) != Key::of(model))
+    };
+    let distinct = plan.models.iter().enumerate().filter(is_first);
+    let needed: u64 = distinct.filter_map(|(_, model)| need(model).ok()).sum();
     system::available_memory().is_some_and(|free| needed <= u64::midpoint(free, loaded))
 }
 
-/// The plan's settings; context and batch are the largest of the model's cells.
+/// The plan's settings; context and batch are the largest of the cells that this model in memory serves.
 fn options(plan: &Plan, model: &ModelPlan) -> Result<OpenOptions, Error> {
     let target = &plan.target;
-    let own = || plan.cells.iter().filter(|c| c.model == model.label);
+    let same = plan.models.iter().filter(|m| Key::of(m) == Key::of(model));
+    let labels: Vec<&str> = same.map(|m| m.label.as_str()).collect();
+    let own = || plan.cells.iter().filter(|c| labels.contains(&c.model.as_str()));
     let chat = ChatOptions { date: target.date.parse()?, reasoning_effort: ReasoningEffort::Medium };
     Ok(OpenOptions {
-        load: LoadOptions {
-            activation_dtype: match target.activation_dtype {
-                spec::ActivationDtype::F32 => ActivationDtype::F32,
-                spec::ActivationDtype::Bf16 => ActivationDtype::Bf16,
-            },
-            expert_dtype: match target.expert_dtype {
-                spec::ExpertDtype::Native => ExpertDtype::Native,
-                spec::ExpertDtype::Bf16 => ExpertDtype::Bf16,
-            },
-            num_layers: model.layers.map(|l| l as usize),
-        },
+        load: load_options(model.activation_dtype, model.expert_dtype, model.layers),
         seed: derive_seed(plan.seed, "weights"),
         context_tokens: own().map(|c| (c.prompt_tokens + c.output_tokens) as usize).max().unwrap_or(0),
         batch: own().map(|c| c.batch as usize).max().unwrap_or(1),
@@ -111,27 +130,6 @@ fn suppressed(session: &Session) -> Vec<u32> {
     ids.sort_unstable();
     ids.dedup();
     ids
-}
-
-fn facts(model: &Model, options: &LoadOptions) -> ModelFacts {
-    let config = model.config();
-    let counts = layout::parameter_counts(config);
-    let experts = match (&config.moe, config.mxfp4, options.expert_dtype) {
-        (None, ..) => "none",
-        (Some(_), true, ExpertDtype::Native) => "mxfp4",
-        (Some(_), ..) => "bf16",
-    };
-    ModelFacts {
-        architecture: config.architecture.class_name().to_owned(),
-        num_hidden_layers: config.num_hidden_layers as u32,
-        parameters: counts.total,
-        active_parameters: counts.active_per_token,
-        weights_bytes: model.weights_bytes(),
-        kv_bytes_per_token: layout::kv_bytes(config, 1, options.activation_dtype.size(), false),
-        activation_dtype: options.activation_dtype.name().to_owned(),
-        expert_dtype: experts.to_owned(),
-        kernels: system::kernel_variant().to_owned(),
-    }
 }
 
 #[cfg(test)]

@@ -183,6 +183,10 @@ impl TrialSink for Gathered {
 
     fn scrape(&mut self, _: Scrape) {}
 
+    fn memory(&mut self, _: bench_core::memory::MemoryTrace) {}
+
+    fn experts(&mut self, _: bench_core::shape::ExpertUse) {}
+
     fn in_flight(&mut self, _: u32) {}
 }
 

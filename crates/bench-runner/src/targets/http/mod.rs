@@ -2,6 +2,7 @@
 //!
 //! A thin adapter over `bench-http`, which stamps; what is due when stands in `load`.
 
+pub mod ask;
 mod calibrate;
 mod convert;
 mod drive;
@@ -240,6 +241,10 @@ impl Target for HttpTarget {
         "http"
     }
 
+    fn takes_trials(&self) -> bool {
+        true
+    }
+
     fn prepare(
         &mut self,
         model: &ModelPlan,
@@ -260,7 +265,7 @@ impl Target for HttpTarget {
             self.ready.push(asked.map_err(|e| TargetError(self.secrets.scrub(&e.to_string())))?);
         }
         progress(1.0);
-        Ok(None)
+        sizes(model)
     }
 
     fn prompt(&mut self, cell: &Cell, _index: u64, _warmup: bool) -> Result<Vec<u32>, TargetError> {
@@ -421,6 +426,17 @@ fn event_loop() -> Result<tokio::runtime::Runtime, TargetError> {
         .map_err(|e| TargetError(format!("cannot start an event loop: {e}")))
 }
 
+#[cfg(feature = "engine")]
+fn sizes(model: &ModelPlan) -> Result<Option<ModelFacts>, TargetError> {
+    crate::shape::served(model)
+}
+
+/// Without the engine nobody here reads a model's config.
+#[cfg(not(feature = "engine"))]
+fn sizes(_model: &ModelPlan) -> Result<Option<ModelFacts>, TargetError> {
+    Ok(None)
+}
+
 /// Each connection is an open file, and the usual soft limit is 1,024. Where it cannot be raised, connections
 /// fail with a text that says so.
 fn raise_open_files() {
@@ -458,6 +474,14 @@ impl TrialSink for Scrubbed<'_> {
 
     fn scrape(&mut self, scrape: bench_core::client::Scrape) {
         self.sink.scrape(scrape);
+    }
+
+    fn memory(&mut self, memory: bench_core::memory::MemoryTrace) {
+        self.sink.memory(memory);
+    }
+
+    fn experts(&mut self, experts: bench_core::shape::ExpertUse) {
+        self.sink.experts(experts);
     }
 
     fn in_flight(&mut self, requests: u32) {

@@ -111,7 +111,7 @@ pub async fn probe(
     let unknown = Identity { product: Product::Unknown, version: None, max_context: None };
     let identity = questions.identity(owner).await.unwrap_or(unknown);
     let vocabulary = Vocabulary::open(plan, model)?.map(Arc::new);
-    let negotiation = Negotiation::new(questions, plan, server, &model.id, key_is_set);
+    let negotiation = Negotiation::new(questions, server, model, key_is_set);
     let Asked { template, capabilities, exchange } =
         with_api(negotiation, server, &model.id, vocabulary.is_some(), &mut notes).await?;
     let mut served = Served {

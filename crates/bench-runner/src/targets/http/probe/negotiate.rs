@@ -3,7 +3,7 @@
 //! Bounded: each refusal drops something, and what cannot be dropped ends the question.
 
 use super::{Capabilities, PROBE_TEXT, PROBE_TOKENS};
-use bench_core::plan::{Plan, ServerPlan};
+use bench_core::plan::{ModelPlan, ServerPlan};
 use bench_core::spec::Endpoint;
 use bench_core::target::TargetError;
 use bench_http::discover::{Generated, Questions};
@@ -28,9 +28,8 @@ pub(super) struct Asked {
 
 pub(super) struct Negotiation<'a> {
     questions: &'a Questions<'a>,
-    plan: &'a Plan,
     server: &'a ServerPlan,
-    model: &'a str,
+    model: &'a ModelPlan,
     key_is_set: bool,
 }
 
@@ -108,17 +107,16 @@ const OPTIONAL: [Optional; 9] = [
 impl<'a> Negotiation<'a> {
     pub(super) fn new(
         questions: &'a Questions<'a>,
-        plan: &'a Plan,
         server: &'a ServerPlan,
-        model: &'a str,
+        model: &'a ModelPlan,
         key_is_set: bool,
     ) -> Self {
-        Self { questions, plan, server, model, key_is_set }
+        Self { questions, server, model, key_is_set }
     }
 
     fn wish(&self, api: Api) -> Wish {
-        let sampling = &self.plan.target.sampling;
-        let mut template = BodyTemplate::new(api, self.model);
+        let sampling = &self.model.sampling;
+        let mut template = BodyTemplate::new(api, &self.model.id);
         template.stream = self.server.stream;
         template.continuous_usage = template.streams();
         template.ignore_eos = self.server.fixed_length;
@@ -211,7 +209,7 @@ impl<'a> Negotiation<'a> {
             format!("; server.extra_body has {}", extra.join(", "))
         };
         let url = self.questions.dialer.endpoint().url(api.route());
-        TargetError(format!("a probe of model \"{}\" at {url} failed: {problem}{hint}", self.model))
+        TargetError(format!("a probe of model \"{}\" at {url} failed: {problem}{hint}", self.model.id))
     }
 
     fn harmony(&self, api: Api, problem: &str) -> TargetError {

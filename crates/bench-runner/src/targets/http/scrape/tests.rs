@@ -36,6 +36,7 @@ fn readings_come_in_order_of_time_under_our_names() {
         assert_eq!(scrape.values.get("requests_running"), Some(&0.0));
         assert_eq!(scrape.values.get("generation_tokens_total"), Some(&0.0));
         assert!(scrape.values.contains_key("kv_cache_usage"));
+        assert_eq!(scrape.values.get("kv_block_tokens"), Some(&1_048_576.0));
     }
     // The thread is gone, and with it the sender: this ends.
     readings.iter().for_each(drop);
