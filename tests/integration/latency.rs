@@ -46,8 +46,7 @@ fn scripted_rows() -> Vec<Row> {
         started_at_unix_ms: 0,
         warmup: Vec::new(),
         requests: requests.collect(),
-        client: None,
-        scrapes: Vec::new(),
+        ..TrialTrace::default()
     };
     // Through the stored form, as the report reads it.
     let stored: TrialTrace = serde_json::from_str(&serde_json::to_string(&trial).unwrap()).unwrap();

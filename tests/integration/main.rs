@@ -3,9 +3,12 @@
 // Tests print the largest differences that they found.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
+mod ablate;
+mod ape;
 mod checkpoint;
 mod cli;
 mod cli_http;
+mod energy;
 mod golden_model;
 mod golden_units;
 mod hostile;
@@ -15,7 +18,9 @@ mod llama;
 mod presets;
 mod real_layout;
 mod report;
+mod report_views;
 mod resume;
 mod runner;
+mod safety;
 mod text;
 mod text_prompt;

@@ -29,6 +29,7 @@ fn row(model: &str, prompt: u32, metric: Metric, stat: &str, figure: Option<Ends
         concurrency: None,
         request_rate: None,
         metric: def.key,
+        scope: String::new(),
         unit: def.unit,
         stat: stat.into(),
         value: figure.map(|f| f.0),
@@ -38,6 +39,7 @@ fn row(model: &str, prompt: u32, metric: Metric, stat: &str, figure: Option<Ends
         ci_method: figure.map(|_| "order_statistic"),
         n: 10,
         missing: 0,
+        missing_reason: String::new(),
         bounded: stat.starts_with('p').then_some(false),
         success_rate: Some(1.0),
         token_source: "token_ids",
@@ -198,14 +200,14 @@ fn tables_as_csv() {
     let unified = String::from_utf8(files["results/unified.csv"].clone()).unwrap();
     let first_cell = unified.lines().take(8).collect::<Vec<_>>().join("\n");
     insta::assert_snapshot!(first_cell, @r#"
-    run_id,target,model,prompt_tokens,output_tokens,batch,load,concurrency,request_rate,metric,unit,stat,value,ci_low,ci_high,instrument_error,ci_method,n,missing,bounded,success_rate,token_source,verdict,verdict_reason,client_verdict,schema_version
-    demo-20260102T030405Z-0123abcd,mock,dense,128,64,1,batch,,,ttft_ms,ms,mean,46.561,44.69856,48.42344,,order_statistic,10,0,,1.0,token_ids,VALID,,,2
-    demo-20260102T030405Z-0123abcd,mock,dense,128,64,1,batch,,,ttft_ms,ms,p50,46.1,44.717,48.405,,order_statistic,10,0,false,1.0,token_ids,VALID,,,2
-    demo-20260102T030405Z-0123abcd,mock,dense,128,64,1,batch,,,ttft_ms,ms,p99,,,,,,10,0,false,1.0,token_ids,VALID,,,2
-    demo-20260102T030405Z-0123abcd,mock,dense,128,64,1,batch,,,tpot_ms,ms,mean,37.25,36.8775,37.6225,,order_statistic,10,0,,1.0,token_ids,VALID,,,2
-    demo-20260102T030405Z-0123abcd,mock,dense,128,64,1,batch,,,e2el_ms,ms,p50,2392.85,2368.9215,2440.707,,order_statistic,10,0,false,1.0,token_ids,VALID,,,2
-    demo-20260102T030405Z-0123abcd,mock,dense,128,64,1,batch,,,decode_tok_s,tok/s,p50,26.845637583892618,26.308724832214764,27.38255033557047,,order_statistic,10,0,false,1.0,token_ids,VALID,,,2
-    demo-20260102T030405Z-0123abcd,mock,dense,128,64,1,batch,,,system_tok_s,tok/s,value,24.161073825503355,,,,order_statistic,10,0,,1.0,token_ids,VALID,,,2
+    run_id,target,model,prompt_tokens,output_tokens,batch,load,concurrency,request_rate,metric,scope,unit,stat,value,ci_low,ci_high,instrument_error,ci_method,n,missing,missing_reason,bounded,success_rate,token_source,verdict,verdict_reason,client_verdict,schema_version
+    demo-20260102T030405Z-0123abcd,mock,dense,128,64,1,batch,,,ttft_ms,,ms,mean,46.561,44.69856,48.42344,,order_statistic,10,0,,,1.0,token_ids,VALID,,,3
+    demo-20260102T030405Z-0123abcd,mock,dense,128,64,1,batch,,,ttft_ms,,ms,p50,46.1,44.717,48.405,,order_statistic,10,0,,false,1.0,token_ids,VALID,,,3
+    demo-20260102T030405Z-0123abcd,mock,dense,128,64,1,batch,,,ttft_ms,,ms,p99,,,,,,10,0,,false,1.0,token_ids,VALID,,,3
+    demo-20260102T030405Z-0123abcd,mock,dense,128,64,1,batch,,,tpot_ms,,ms,mean,37.25,36.8775,37.6225,,order_statistic,10,0,,,1.0,token_ids,VALID,,,3
+    demo-20260102T030405Z-0123abcd,mock,dense,128,64,1,batch,,,e2el_ms,,ms,p50,2392.85,2368.9215,2440.707,,order_statistic,10,0,,false,1.0,token_ids,VALID,,,3
+    demo-20260102T030405Z-0123abcd,mock,dense,128,64,1,batch,,,decode_tok_s,,tok/s,p50,26.845637583892618,26.308724832214764,27.38255033557047,,order_statistic,10,0,,false,1.0,token_ids,VALID,,,3
+    demo-20260102T030405Z-0123abcd,mock,dense,128,64,1,batch,,,system_tok_s,,tok/s,value,24.161073825503355,,,,order_statistic,10,0,,,1.0,token_ids,VALID,,,3
     "#);
 }
 
@@ -226,16 +228,16 @@ fn unified_rows_read_back_and_missing_stays_empty() {
     let text = fs::read_to_string(&path).unwrap();
     let header = COLUMNS.iter().map(|c| c.0).collect::<Vec<_>>().join(",");
     assert!(text.starts_with(&format!(
-        "{header}\n{RUN},mock,\"a,\"\"b\"\"\n_&%$#{{}}~^\\ c\",1,64,1,batch,,,itl_ms,ms,p99.9,"
+        "{header}\n{RUN},mock,\"a,\"\"b\"\"\n_&%$#{{}}~^\\ c\",1,64,1,batch,,,itl_ms,,ms,p99.9,"
     )));
     assert!(
         text.contains(&format!(
-            ",128,64,1,batch,,,ttft_ms,ms,p99,,,,,,10,0,false,1.0,token_ids,VALID,,,{SCHEMA_VERSION}\n"
+            ",128,64,1,batch,,,ttft_ms,,ms,p99,,,,,,10,0,,false,1.0,token_ids,VALID,,,{SCHEMA_VERSION}\n"
         )),
         "{text}"
     );
     assert!(
-        text.contains(&format!(",ttft_ms,ms,max,,,,,,10,0,,1.0,token_ids,VALID,,,{SCHEMA_VERSION}\n")),
+        text.contains(&format!(",ttft_ms,,ms,max,,,,,,10,0,,,1.0,token_ids,VALID,,,{SCHEMA_VERSION}\n")),
         "NaN is missing\n{text}"
     );
 
@@ -278,8 +280,8 @@ fn a_table_that_cannot_be_read_is_told_with_line_and_column() {
         (",1,batch,", ",1,,", "line 2, column `load`: \"\" is not given"),
         (",token_ids,", ",guess,", "column `token_source`: \"guess\" is not `usage`, `token_ids`"),
         (",VALID,", ",MAYBE,", "column `verdict`: \"MAYBE\" is not `VALID`, `INVALID`"),
-        ("ttft_ms,ms", "ttft_ms,s", "column `unit`: \"s\" is not `ms`"),
-        ("ttft_ms,ms", "ttft,ms", "unknown metric \"ttft\"; valid: schedule_lag_ms"),
+        ("ttft_ms,,ms", "ttft_ms,,s", "column `unit`: \"s\" is not `ms`"),
+        ("ttft_ms,,ms", "ttft,,ms", "unknown metric \"ttft\"; valid: schedule_lag_ms"),
         (",p50,", ",p,", "column `stat`: \"p\" is not `mean`"),
         (",success_rate,", ",rate,", "no column `success_rate`, the columns are run_id, target"),
         (good.as_str(), "", "is not a table"),
@@ -295,7 +297,7 @@ fn a_table_that_cannot_be_read_is_told_with_line_and_column() {
 #[test]
 fn the_same_rows_in_any_order_give_the_same_bytes() {
     let first = report(vec![small()]);
-    assert_eq!(first.len(), 9);
+    assert_eq!(first.len(), 12);
     let mut shuffled = small();
     shuffled.rows.shuffle(&mut rand_chacha::ChaCha8Rng::seed_from_u64(7));
     assert_ne!(shuffled.rows, small().rows);
@@ -314,7 +316,7 @@ fn figures_and_table_show_the_latest_run_and_the_csvs_all() {
         row.run_id.clone_from(&old.run_id);
     }
     let both = report(vec![small(), old.clone()]);
-    assert_eq!(both.len(), 9);
+    assert_eq!(both.len(), 12);
     for (name, bytes) in &both {
         let text = String::from_utf8_lossy(bytes);
         let (new, old) = (text.contains(RUN), text.contains(&old.run_id));

@@ -3,6 +3,7 @@
 use super::runner::{STUDY, create, plan_of, run_all, run_with};
 use bench_core::event::{Event, EventKind, FailureKind};
 use bench_core::plan::{Plan, Trial};
+use bench_core::probe::Probes;
 use bench_core::target::StopFlag;
 use bench_core::trace::{RequestTrace, TrialTrace};
 use bench_runner::store::TrialStatus;
@@ -233,14 +234,15 @@ fn a_damaged_trial_is_named_instead_of_being_run_again() {
     fs::write(&path, &text[..text.len() - 30]).unwrap();
     let mut folder = resume(&root, &plan).unwrap();
     let mut target = MockTarget::from_plan(&plan);
-    let clock = target.clock();
+    let clock: std::sync::Arc<dyn bench_core::clock::Clock> = target.clock();
     let error = bench_runner::run(bench_runner::RunContext {
         plan: &plan,
         folder: &mut folder,
         target: &mut target,
-        clock: &*clock,
+        clock: &clock,
         stop: &StopFlag::new(),
         observer: &mut Quiet,
+        probes: Probes::default(),
     });
     let error = error.unwrap_err().to_string();
     assert!(error.starts_with(&format!("{}, line 8: ", path.display())), "{error}");

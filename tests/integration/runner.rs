@@ -2,6 +2,7 @@
 
 use bench_core::event::{Channel, CountSource, Event, EventKind, FailureKind, FinishReason};
 use bench_core::plan::{Cell, Plan, Trial};
+use bench_core::probe::Probes;
 use bench_core::spec::RunSpec;
 use bench_core::target::{Request, StopFlag, TargetError};
 use bench_core::trace::{RequestTrace, Timeline, TrialTrace};
@@ -50,8 +51,9 @@ pub(crate) fn run_with(
     stop: &StopFlag,
     observer: &mut dyn Observer,
 ) -> RunOutcome {
-    let clock = target.clock();
-    run(RunContext { plan, folder, target, clock: &*clock, stop, observer }).unwrap()
+    let clock: std::sync::Arc<dyn bench_core::clock::Clock> = target.clock();
+    run(RunContext { plan, folder, target, clock: &clock, stop, observer, probes: Probes::default() })
+        .unwrap()
 }
 
 /// The plan's own script, with no way to stop it.
@@ -202,9 +204,10 @@ fn the_null_target_gives_every_token_on_the_real_clock() {
         plan: &plan,
         folder: &mut folder,
         target: &mut *opened.target,
-        clock: &*opened.clock,
+        clock: &opened.clock,
         stop: &StopFlag::new(),
         observer: &mut Quiet,
+        probes: Probes::default(),
     });
     assert_eq!(outcome.unwrap().failed_requests, 0);
     let traces = folder.read_trials().unwrap();
@@ -272,9 +275,10 @@ fn the_engine_gives_each_request_its_length_and_a_missing_model_fails_alone() {
         plan: &plan,
         folder: &mut folder,
         target: &mut *opened.target,
-        clock: &*opened.clock,
+        clock: &opened.clock,
         stop: &StopFlag::new(),
         observer: &mut Quiet,
+        probes: Probes::default(),
     })
     .unwrap();
     let failed: Vec<_> = outcome.cells_failed.keys().map(|c| c.starts_with("none_")).collect();

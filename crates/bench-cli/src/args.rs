@@ -5,14 +5,28 @@ use bench_report::Format;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 
+mod ablate;
+mod ape;
+mod bandwidth;
+mod fit;
 mod instrument;
 mod latency;
+mod memory;
+mod power;
+mod safety;
 mod search;
 mod serve;
 mod vllm;
 
+pub use ablate::{AblateArgs, Ablation};
+pub use ape::ApeArgs;
+pub use bandwidth::BandwidthArgs;
+pub use fit::{FitArgs, FitAttemptArgs};
 pub use instrument::{CalibrateArgs, MockServerArgs};
 pub use latency::{LatencyArgs, SaveArgs};
+pub use memory::MemoryArgs;
+pub use power::PowerArgs;
+pub use safety::SafetyArgs;
 pub use search::{Over, SearchArgs};
 pub use serve::{Backend, LoadArgs, Pattern, PromptArgs, SecretArgs, ServerArgs};
 pub use vllm::{FLAGS, Flag, Refused, Support};
@@ -42,6 +56,8 @@ pub enum Command {
     Search(SearchArgs),
     /// Measure latency of models or servers given on the command line, no config file needed
     Latency(Box<LatencyArgs>),
+    /// Measure memory and KV cache over context, each trial in a process of its own
+    Memory(MemoryArgs),
     /// Measure what this client itself adds, against a loopback server of known token times
     Calibrate(CalibrateArgs),
     /// Serve scripted token times on this machine, to hold any client against
@@ -50,8 +66,20 @@ pub enum Command {
     Analyze(ReportArgs),
     /// Rebuild every CSV, figure and table from raw results
     Report(ReportArgs),
+    /// Measure how fast this machine reads and copies memory
+    Bandwidth(BandwidthArgs),
+    /// Print efficiency per active parameter of stored runs, or of the original study's files
+    Ape(ApeArgs),
+    /// Vary one thing at a time: decoding, precision, context, server, batch
+    Ablate(Box<AblateArgs>),
+    /// Ask benign and borderline prompts and count refusals; or write the overview of licenses
+    Safety(Box<SafetyArgs>),
     /// Say what this machine has, and whether a model fits
     Doctor(DoctorArgs),
+    /// Say which context and batch of a model fit in a memory, and find out by trial whether that is so
+    Fit(Box<FitArgs>),
+    #[command(hide = true)]
+    FitAttempt(FitAttemptArgs),
     /// Write a generated checkpoint to disk in Hugging Face layout
     Synth(SynthArgs),
     /// Stream a completion of one prompt
@@ -60,6 +88,9 @@ pub enum Command {
     Chat(ChatArgs),
     /// Write logits and inner activations for given token ids, to hold against another implementation
     Logits(LogitsArgs),
+    /// Run one trial for the run that started this process; not for people
+    #[command(name = bench_runner::targets::isolated::COMMAND, hide = true)]
+    EngineProcess,
 }
 
 /// Where results lie and what is drawn from them.
@@ -100,6 +131,8 @@ pub struct RunArgs {
     pub model: Option<String>,
     #[command(flatten)]
     pub secrets: SecretArgs,
+    #[command(flatten, next_help_heading = "Power")]
+    pub power: PowerArgs,
     #[command(flatten)]
     pub common: RunCommon,
 }

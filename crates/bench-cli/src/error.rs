@@ -49,7 +49,13 @@ macro_rules! failed_from {
     };
 }
 
-failed_from!(bench_engine::Error, bench_runner::Error, bench_latency::Error, bench_report::Error);
+failed_from!(
+    bench_energy::Error,
+    bench_engine::Error,
+    bench_runner::Error,
+    bench_latency::Error,
+    bench_report::Error
+);
 
 /// What is wrong with a study is a matter of usage.
 impl From<bench_core::Error> for CliError {
@@ -60,5 +66,12 @@ impl From<bench_core::Error> for CliError {
             }
             other => Self::Failed(other.to_string()),
         }
+    }
+}
+
+/// So is what is wrong with a file of prompts or metadata, or with a run to go on with.
+impl From<bench_safety::Error> for CliError {
+    fn from(error: bench_safety::Error) -> Self {
+        Self::Usage(error.to_string())
     }
 }

@@ -6,6 +6,7 @@
 pub mod args;
 mod cmd;
 mod error;
+pub mod program;
 mod progress;
 mod secrets;
 pub mod signal;
@@ -46,14 +47,22 @@ pub fn run(
         Command::Search(a) => cmd::search::run(a, &command, io),
         Command::Calibrate(a) => cmd::calibrate::run(a, io),
         Command::MockServer(a) => cmd::mock_server::run(a, io),
+        Command::Memory(a) => cmd::memory::run(a, &command, io),
         Command::Latency(a) => cmd::latency::run(a, &command, io),
         Command::Analyze(a) => cmd::analyze::run(a, io),
         Command::Report(a) => cmd::report::run(a, io),
+        Command::Bandwidth(a) => cmd::bandwidth::run(a, io),
+        Command::Ape(a) => cmd::ape::run(a, io),
         Command::Doctor(a) => cmd::doctor::run(a, io),
+        Command::Fit(a) => cmd::fit::run(a, io),
+        Command::FitAttempt(a) => cmd::fit::attempt(a, io),
         Command::Synth(a) => cmd::synth::run(a, io),
+        Command::Ablate(a) => cmd::ablate::run(a, &command, io),
+        Command::Safety(a) => cmd::safety::run(a, &command, io),
         Command::Generate(a) => cmd::generate::run(a, io),
         Command::Chat(a) => cmd::chat::run(a, io),
         Command::Logits(a) => cmd::logits::run(a, io),
+        Command::EngineProcess => cmd::engine_process::run(io),
     };
     finish(result, io)
 }

@@ -14,15 +14,33 @@ pub(crate) fn gather(
     plan: &Plan,
     env: impl Fn(&str) -> Option<String>,
 ) -> Result<Secrets, CliError> {
-    let Some(server) = &plan.server else {
-        let given = [("--api-key", args.api_key.is_some()), ("--header", !args.header.is_empty())];
-        return match given.iter().find(|(_, given)| *given) {
-            Some((flag, _)) => Err(CliError::Usage(format!("{flag}: only with a server, see --base-url"))),
-            None => Ok(Secrets::default()),
-        };
-    };
+    match &plan.server {
+        None => refuse_without_server(args).map(|()| Secrets::default()),
+        Some(server) => of_server(args, &server.api_key_env, env),
+    }
+}
+
+/// # Errors
+/// Secrets that nobody would be told.
+pub(crate) fn refuse_without_server(args: &SecretArgs) -> Result<(), CliError> {
+    let given = [("--api-key", args.api_key.is_some()), ("--header", !args.header.is_empty())];
+    match given.iter().find(|(_, given)| *given) {
+        Some((flag, _)) => Err(CliError::Usage(format!("{flag}: only with a server, see --base-url"))),
+        None => Ok(()),
+    }
+}
+
+/// What a server is opened with; the key may stand in the environment variable `api_key_env`.
+///
+/// # Errors
+/// A header without a name.
+pub(crate) fn of_server(
+    args: &SecretArgs,
+    api_key_env: &str,
+    env: impl Fn(&str) -> Option<String>,
+) -> Result<Secrets, CliError> {
     let headers = args.header.iter().map(|text| header(text)).collect::<Result<Vec<_>, _>>()?;
-    let from_env = || env(&server.api_key_env).filter(|key| !key.is_empty());
+    let from_env = || env(api_key_env).filter(|key| !key.is_empty());
     let own_authorization = headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("authorization"));
     let api_key = if own_authorization { None } else { args.api_key.clone().or_else(from_env) };
     Ok(Secrets { api_key, headers })

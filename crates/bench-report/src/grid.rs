@@ -3,11 +3,13 @@
 //! Terminal, Markdown and LaTeX differ only in how they set it.
 
 use crate::round::{Rounded, round};
-use crate::wide::{FIGURES, Shown, WideRow, short_name};
+use crate::view::{LATENCY, Shown, View, short_name};
+use crate::wide::WideRow;
 use bench_core::metric::Metric;
 
 /// A table of figures, before it is set in any format.
 pub(crate) struct Grid<'a> {
+    pub view: &'static View,
     /// The key columns behind the model's.
     keys: Vec<&'static Key>,
     /// The statistics that have a value in some row; the others would be empty columns.
@@ -45,7 +47,7 @@ struct Key {
     shown: fn(&[WideRow]) -> bool,
 }
 
-const KEYS: [Key; 6] = [
+const KEYS: [Key; 7] = [
     Key { name: "Prompt", unit: "tok", text: |c| c.prompt_tokens.to_string(), shown: |_| true },
     Key { name: "Output", unit: "tok", text: |c| c.output_tokens.to_string(), shown: |_| true },
     Key {
@@ -61,24 +63,36 @@ const KEYS: [Key; 6] = [
         text: |c| c.load.to_string(),
         shown: |cells| cells.iter().any(|c| !c.load.is_batch()),
     },
+    Key {
+        name: "Scope",
+        unit: "",
+        text: |c| c.scope.to_owned(),
+        shown: |cells| cells.iter().any(|c| !c.scope.is_empty()),
+    },
     Key { name: "n", unit: "", text: |c| c.n.map_or_else(String::new, |n| n.to_string()), shown: |_| true },
     Key {
         name: "Success",
         unit: "%",
         text: |c| c.success_rate.map_or_else(String::new, percent),
-        shown: |_| true,
+        // Said once, where the requests are counted.
+        shown: |cells| cells.iter().all(|c| c.view.name == LATENCY.name),
     },
 ];
 
 impl<'a> Grid<'a> {
-    pub(crate) fn new(cells: &[WideRow<'a>]) -> Self {
-        let kept: Vec<usize> = (0..FIGURES.len())
-            .filter(|&i| FIGURES[i].printed && cells.iter().any(|c| c.figures[i].value.is_some()))
+    pub(crate) fn new(view: &'static View, cells: &[WideRow<'a>]) -> Self {
+        let kept: Vec<usize> = (0..view.shown.len())
+            .filter(|&i| view.shown[i].printed && cells.iter().any(|c| c.figures[i].value.is_some()))
             .collect();
         let keys: Vec<&Key> = KEYS.iter().filter(|k| (k.shown)(cells)).collect();
         let mut reasons = Vec::new();
         let rows = cells.iter().map(|cell| grid_row(cell, &keys, &kept, &mut reasons)).collect();
-        Self { keys, shown: kept.iter().map(|&i| &FIGURES[i]).collect(), rows, reasons }
+        Self { view, keys, shown: kept.iter().map(|&i| &view.shown[i]).collect(), rows, reasons }
+    }
+
+    /// Whether there is nothing to show.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.shown.is_empty()
     }
 
     /// Two lines per column behind the model's: name, then statistic and unit.
@@ -87,7 +101,15 @@ impl<'a> Grid<'a> {
         let keys = self.keys.iter().map(|k| (k.name.to_owned(), in_brackets(k.unit)));
         let figures = self.shown.iter().map(|shown| {
             let (name, stat) = shown.heading();
-            (name, format!("{stat} {}", in_brackets(shown.metric.def().unit)).trim().to_owned())
+            (
+                name,
+                format!(
+                    "{stat} {}",
+                    in_brackets(Some(shown.printed_unit()).filter(|u| *u != "1").unwrap_or_default())
+                )
+                .trim()
+                .to_owned(),
+            )
         });
         keys.chain(figures).collect()
     }
@@ -117,9 +139,10 @@ fn grid_row<'a>(
     reasons: &mut Vec<Remark<'a>>,
 ) -> GridRow<'a> {
     let figures = kept.iter().map(|&i| {
-        let figure = cell.figures[i];
-        let mut rounded = round(figure.value?, figure.low, figure.high);
-        if !FIGURES[i].interval {
+        let (figure, shown) = (cell.figures[i], &cell.view.shown[i]);
+        let printed = |value: f64| shown.printed_value(value);
+        let mut rounded = round(printed(figure.value?), figure.low.map(printed), figure.high.map(printed));
+        if !shown.interval {
             rounded.interval = None;
         }
         Some(rounded)

@@ -16,6 +16,7 @@ mod round;
 mod study;
 mod table;
 pub mod unified;
+mod view;
 mod wide;
 
 pub use error::Error;

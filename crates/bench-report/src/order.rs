@@ -55,12 +55,13 @@ fn by_statistic(a: &Row, b: &Row) -> Ordering {
     let (rank_a, rank_b) = (stat_rank(&a.stat), stat_rank(&b.stat));
     metric_rank(a.metric)
         .cmp(&metric_rank(b.metric))
+        .then_with(|| a.scope.cmp(&b.scope))
         .then(rank_a.0.cmp(&rank_b.0))
         .then(rank_a.1.total_cmp(&rank_b.1))
         .then_with(|| a.stat.cmp(&b.stat))
 }
 
-/// Rows by run, model, prompt, output, batch, load, target, metric, statistic; the same figure twice is an error,
+/// Rows by run, model, prompt, output, batch, load, target, metric, scope, statistic; the same figure twice is an error,
 /// because nothing could say which one holds.
 pub(crate) fn sorted<'a>(rows: impl IntoIterator<Item = &'a Row>) -> Result<Vec<&'a Row>, Error> {
     let mut rows: Vec<&Row> = rows.into_iter().collect();

@@ -2,8 +2,8 @@
 
 use crate::figure::{self, Drawn};
 use crate::file::write_bytes;
-use crate::grid::Grid;
-use crate::{Error, file_stem, latex, order, study, unified, wide};
+use crate::view::{self, VIEWS};
+use crate::{Error, file_stem, latex, order, study, table, unified, wide};
 use bench_core::metric::Metric;
 use bench_core::row::{Row, StudyLatencyRow};
 use std::collections::BTreeMap;
@@ -47,11 +47,11 @@ impl ReportPaths {
 /// What was written.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ReportFiles {
-    /// `unified.csv`, `unified.parquet`, `wide_latency.csv`, `study_unified_latency.csv`.
+    /// `unified.csv`, `unified.parquet`, `study_unified_latency.csv`, `wide_<view>.csv`.
     pub results: Vec<PathBuf>,
     /// Per study `<study>_ttft` and `<study>_decode_rate`, each `.svg` and `.png`.
     pub figures: Vec<PathBuf>,
-    /// Per study `<study>_latency.tex`.
+    /// Per study `<study>_latency.tex`, and one for each other view that has figures.
     pub tables: Vec<PathBuf>,
 }
 
@@ -60,7 +60,7 @@ pub fn rebuild(inputs: &ReportInputs, out: &ReportPaths) -> Result<ReportFiles, 
     let mut files = ReportFiles { results: tables_of_all(inputs, &out.results)?, ..ReportFiles::default() };
     for (study, run) in latest_runs(inputs) {
         let sorted = order::sorted(&run.rows)?;
-        let cells = wide::cells(&sorted);
+        let cells = wide::cells(&sorted, &view::LATENCY);
         for (metric, name) in [(Metric::Ttft, "ttft"), (Metric::DecodeRate, "decode_rate")] {
             let Drawn { svg, png } = figure::draw(metric, run, &cells)?;
             for (bytes, kind) in [(svg.as_bytes(), "svg"), (png.as_slice(), "png")] {
@@ -69,9 +69,11 @@ pub fn rebuild(inputs: &ReportInputs, out: &ReportPaths) -> Result<ReportFiles, 
                 files.figures.push(path);
             }
         }
-        let path = out.tables.join(format!("{study}_latency.tex"));
-        write_bytes(&path, latex::table(run, &Grid::new(&cells)).as_bytes())?;
-        files.tables.push(path);
+        for grid in table::grids(&sorted) {
+            let path = out.tables.join(format!("{study}_{}.tex", grid.view.name));
+            write_bytes(&path, latex::table(run, &grid).as_bytes())?;
+            files.tables.push(path);
+        }
     }
     Ok(files)
 }
@@ -87,15 +89,20 @@ pub fn latest(inputs: &ReportInputs) -> impl Iterator<Item = &RunInput> {
 }
 
 fn tables_of_all(inputs: &ReportInputs, results: &Path) -> Result<Vec<PathBuf>, Error> {
-    let paths = ["unified.csv", "unified.parquet", "wide_latency.csv", "study_unified_latency.csv"];
-    let paths = paths.map(|name| results.join(name));
+    let [unified_csv, parquet, study_csv] =
+        ["unified.csv", "unified.parquet", "study_unified_latency.csv"].map(|name| results.join(name));
     let sorted = order::sorted(inputs.runs.iter().flat_map(|r| &r.rows))?;
-    let mut frame = unified::frame(&paths[0], &sorted)?;
-    unified::write_csv(&paths[0], &mut frame)?;
-    unified::write_parquet_frame(&paths[1], &mut frame)?;
-    write_bytes(&paths[2], wide::csv(&wide::cells(&sorted)).as_bytes())?;
-    write_bytes(&paths[3], study::csv(&inputs.runs).as_bytes())?;
-    Ok(paths.into())
+    let mut frame = unified::frame(&unified_csv, &sorted)?;
+    unified::write_csv(&unified_csv, &mut frame)?;
+    unified::write_parquet_frame(&parquet, &mut frame)?;
+    write_bytes(&study_csv, study::csv(&inputs.runs).as_bytes())?;
+    let mut paths = vec![unified_csv, parquet, study_csv];
+    for view in VIEWS {
+        let path = results.join(format!("wide_{}.csv", view.name));
+        write_bytes(&path, wide::csv(view, &wide::cells(&sorted, view)).as_bytes())?;
+        paths.push(path);
+    }
+    Ok(paths)
 }
 
 /// By file name of the study, its run with the latest time stamp.

@@ -1,9 +1,11 @@
-//! The wide latency table in every format that `-o` knows.
+//! The wide tables in every format that `-o` knows.
 
 use crate::grid::{Grid, GridRow, footnote_sign};
 use crate::round::Rounded;
+use crate::view::{self, VIEWS};
 use crate::{Error, RunInput, latex, order, wide};
-use serde_json::Value;
+use bench_core::row::Row;
+use serde_json::{Map, Value};
 use std::fmt::Write as _;
 use std::str::FromStr;
 
@@ -44,23 +46,63 @@ impl FromStr for Format {
     }
 }
 
-/// The wide latency table of one run, ending with a line break.
+/// The wide tables of one run, ending with a line break: latency, and what else was measured. CSV is latency
+/// alone; JSON holds the others inside of each cell's object.
 pub fn render(format: Format, run: &RunInput) -> Result<String, Error> {
     let sorted = order::sorted(&run.rows)?;
-    let cells = wide::cells(&sorted);
     Ok(match format {
-        Format::Table => plain(&Grid::new(&cells)),
-        Format::Md => markdown(&Grid::new(&cells)),
-        Format::Csv => wide::csv(&cells),
+        Format::Table => joined(&sorted, |title| format!("\n{title}\n"), plain),
+        Format::Md => joined(&sorted, |title| format!("\n**{title}**\n\n"), markdown),
+        Format::Latex => joined(&sorted, |_| "\n".to_owned(), |grid| latex::table(run, grid)),
+        Format::Csv => wide::csv(&view::LATENCY, &wide::cells(&sorted, &view::LATENCY)),
         Format::Json => {
-            let objects = cells.iter().map(|c| Value::Object(wide::object(c))).collect();
-            format!("{:#}\n", Value::Array(objects))
+            format!("{:#}\n", Value::Array(objects(&sorted).into_iter().map(Value::Object).collect()))
         }
-        Format::Jsonl => {
-            cells.iter().flat_map(|c| [Value::Object(wide::object(c)).to_string(), "\n".to_owned()]).collect()
-        }
-        Format::Latex => latex::table(run, &Grid::new(&cells)),
+        Format::Jsonl => objects(&sorted).into_iter().fold(String::new(), |mut text, object| {
+            let _ = writeln!(text, "{}", Value::Object(object));
+            text
+        }),
     })
+}
+
+/// The latency table, and each other that has a figure, under its title.
+fn joined(sorted: &[&Row], title: impl Fn(&str) -> String, table: impl Fn(&Grid) -> String) -> String {
+    let mut text = String::new();
+    for grid in grids(sorted) {
+        if grid.view.name != view::LATENCY.name {
+            text.push_str(&title(grid.view.title));
+        }
+        text.push_str(&table(&grid));
+    }
+    text
+}
+
+/// The tables for reading: latency, and the others that have a figure.
+pub(crate) fn grids<'a>(sorted: &[&'a Row]) -> Vec<Grid<'a>> {
+    let grids = VIEWS.iter().map(|view| Grid::new(view, &wide::cells(sorted, view)));
+    grids.enumerate().filter(|(i, grid)| *i == 0 || !grid.is_empty()).map(|(_, grid)| grid).collect()
+}
+
+/// Each cell with its latency, and under `memory`, `energy.<scope>` and `efficiency` what else was measured.
+fn objects(sorted: &[&Row]) -> Vec<Map<String, Value>> {
+    let of_cell = sorted.chunk_by(|a, b| order::by_cell(a, b).is_eq());
+    of_cell.map(object).collect()
+}
+
+fn object(rows: &[&Row]) -> Map<String, Value> {
+    let mut object = wide::cells(rows, &view::LATENCY).first().map(wide::object).unwrap_or_default();
+    for view in &VIEWS[1..] {
+        let cells = wide::cells(rows, view);
+        let known = cells.iter().filter(|c| c.figures.iter().any(|f| f.value.is_some()));
+        let mut figures: Vec<_> = known.map(|c| (c.scope, wide::figures_object(c))).collect();
+        if view.by_scope && !figures.is_empty() {
+            let scopes = figures.into_iter().map(|(scope, f)| (scope.to_owned(), Value::Object(f)));
+            object.insert(view.name.to_owned(), Value::Object(scopes.collect()));
+        } else if let Some((_, figures)) = figures.pop() {
+            object.insert(view.name.to_owned(), Value::Object(figures));
+        }
+    }
+    object
 }
 
 /// Columns as wide as their widest entry, numbers to the right.

@@ -19,7 +19,7 @@ use std::fs::{self, File};
 use std::path::Path;
 
 /// Writes the rows as CSV, columns as in `row::COLUMNS`, sorted by run, model, prompt, output, batch, load,
-/// metric, statistic.
+/// metric, scope, statistic.
 pub fn write(path: &Path, rows: &[Row]) -> Result<(), Error> {
     write_csv(path, &mut frame(path, &order::sorted(rows)?)?)
 }
@@ -53,6 +53,7 @@ pub(crate) fn frame(path: &Path, rows: &[&Row]) -> Result<DataFrame, Error> {
             .into_column(),
         real("request_rate", rows, |r| r.request_rate),
         text("metric", rows, |r| r.metric),
+        text("scope", rows, |r| &r.scope),
         text("unit", rows, |r| r.unit),
         text("stat", rows, |r| &r.stat),
         real("value", rows, |r| r.value),
@@ -62,6 +63,7 @@ pub(crate) fn frame(path: &Path, rows: &[&Row]) -> Result<DataFrame, Error> {
         text("ci_method", rows, |r| r.ci_method.unwrap_or_default()),
         whole("n", rows, |r| r.n),
         whole("missing", rows, |r| r.missing),
+        text("missing_reason", rows, |r| &r.missing_reason),
         BooleanChunked::from_iter_options("bounded".into(), rows.iter().map(|r| r.bounded)).into_column(),
         real("success_rate", rows, |r| r.success_rate),
         text("token_source", rows, |r| r.token_source),
@@ -146,6 +148,7 @@ impl<'a> Table<'a> {
             concurrency: self.optional(record, "concurrency", "a whole number")?,
             request_rate: self.real(record, "request_rate")?,
             metric: metric.key,
+            scope: self.text(record, "scope").to_owned(),
             unit: self.one_of(record, "unit", &[metric.unit])?,
             stat,
             value: self.real(record, "value")?,
@@ -155,6 +158,7 @@ impl<'a> Table<'a> {
             ci_method: self.ci_method(record)?,
             n: self.parse(record, "n", "a whole number")?,
             missing: self.parse(record, "missing", "a whole number")?,
+            missing_reason: self.text(record, "missing_reason").to_owned(),
             bounded: self.optional(record, "bounded", "`true` or `false`")?,
             success_rate: self.real(record, "success_rate")?,
             token_source: self.optional_of(record, "token_source", &TokenSource::KEYS)?.unwrap_or_default(),
@@ -217,8 +221,11 @@ impl<'a> Table<'a> {
     }
 
     fn ci_method(&self, record: usize) -> Result<Option<&'static str>, Error> {
-        use IntervalMethod::{ClusterBootstrap, OrderStatistic, StudentT, Wilson};
-        let methods = [OrderStatistic, StudentT, ClusterBootstrap, Wilson].map(IntervalMethod::key);
+        use IntervalMethod::{
+            ClusterBootstrap, LeastSquares, OrderStatistic, StandardError, StudentT, Wilson,
+        };
+        let methods = [OrderStatistic, StudentT, ClusterBootstrap, Wilson, LeastSquares, StandardError];
+        let methods = methods.map(IntervalMethod::key);
         self.optional_of(record, "ci_method", &methods)
     }
 

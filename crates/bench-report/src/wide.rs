@@ -1,84 +1,15 @@
-//! The wide latency table: one row per cell, a view of the long rows.
+//! The wide tables: one row per cell (and scope, for energy), views of the long rows.
 //!
-//! Which statistics it shows stands in `FIGURES` alone; column names, headings and captions follow from it.
+//! Which statistics each shows stands in `view` alone; column names, headings and captions follow from it.
 
 use crate::load::LoadText;
 use crate::order::by_cell;
-use bench_core::metric::{Metric, MetricDef};
+use crate::view::View;
+use bench_core::metric::Metric;
 use bench_core::row::Row;
 use bench_core::sample::Stat;
 use serde_json::{Map, Value, json};
 use std::fmt::Write as _;
-
-/// One statistic that the wide table shows.
-#[derive(Debug)]
-pub(crate) struct Shown {
-    pub metric: Metric,
-    pub stat: Stat,
-    /// Its interval is shown too.
-    pub interval: bool,
-    /// It stands in tables for reading (terminal, Markdown, LaTeX), not only in CSV and JSON.
-    pub printed: bool,
-}
-
-const fn shown(metric: Metric, stat: Stat, interval: bool, printed: bool) -> Shown {
-    Shown { metric, stat, interval, printed }
-}
-
-/// The statistics, in column order.
-pub(crate) const FIGURES: [Shown; 11] = [
-    shown(Metric::Ttft, Stat::Quantile(0.5), true, true),
-    shown(Metric::Ttft, Stat::Quantile(0.95), false, true),
-    shown(Metric::Ttft, Stat::Quantile(0.99), false, true),
-    shown(Metric::Tpot, Stat::Mean, true, true),
-    shown(Metric::Tpot, Stat::Quantile(0.5), true, false),
-    shown(Metric::Itl, Stat::Quantile(0.99), false, true),
-    shown(Metric::DecodeRate, Stat::Quantile(0.5), true, true),
-    shown(Metric::E2el, Stat::Quantile(0.5), false, true),
-    shown(Metric::E2el, Stat::Quantile(0.95), false, true),
-    shown(Metric::E2el, Stat::Quantile(0.99), false, true),
-    shown(Metric::SystemTokenRate, Stat::Value, false, true),
-];
-
-impl Shown {
-    /// `ttft_p50_ms`: the statistic between the metric's name and its unit.
-    fn column(&self, end: &str) -> String {
-        let (name, unit) = split_unit(self.metric.def());
-        let stat = match self.stat {
-            Stat::Value => String::new(),
-            stat => format!("_{}", stat.key()),
-        };
-        format!("{name}{stat}{end}{unit}")
-    }
-
-    /// Two lines for the head of a table: `TTFT` and `p50`, `System token` and `rate`.
-    pub(crate) fn heading(&self) -> (String, String) {
-        let name = short_name(self.metric);
-        match (self.stat, name.rsplit_once(' ')) {
-            (Stat::Value, Some((first, last))) => (first.to_owned(), last.to_owned()),
-            (Stat::Value, None) => (name, String::new()),
-            (stat, _) => (name, stat.key()),
-        }
-    }
-}
-
-/// `ttft_ms` in `ttft` and `_ms`.
-fn split_unit(def: &MetricDef) -> (&str, &str) {
-    let suffix = match def.unit {
-        "ms" => "_ms",
-        "tok/s" => "_tok_s",
-        "req/s" => "_req_s",
-        "B" => "_bytes",
-        _ => "",
-    };
-    def.key.split_at(def.key.len() - suffix.len())
-}
-
-/// Times have abbreviations, which are their keys; rates are called by their titles.
-pub(crate) fn short_name(metric: Metric) -> String {
-    let def = metric.def();
-    if def.unit == "ms" { split_unit(def).0.to_uppercase() } else { def.title.to_owned() }
-}
 
 /// One statistic of one cell.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -99,15 +30,18 @@ pub(crate) struct WideRow<'a> {
     pub output_tokens: u32,
     pub batch: u32,
     pub load: LoadText<'a>,
-    /// Requests that gave a TTFT.
+    /// What the figures cover, in a view that has a row for each scope; else empty.
+    pub scope: &'a str,
+    /// Samples of the view's first metric: in the latency view, requests that gave a TTFT.
     pub n: Option<u64>,
     pub success_rate: Option<f64>,
     pub token_source: &'a str,
     pub verdict: &'a str,
     pub verdict_reason: &'a str,
     pub client_verdict: &'a str,
-    /// In the order of `FIGURES`.
-    pub figures: [Figure; FIGURES.len()],
+    pub view: &'static View,
+    /// In the order of the view's statistics.
+    pub figures: Vec<Figure>,
 }
 
 impl WideRow<'_> {
@@ -116,34 +50,37 @@ impl WideRow<'_> {
     }
 
     pub(crate) fn figure(&self, metric: Metric, stat: Stat) -> Figure {
-        let index = FIGURES.iter().position(|f| f.metric == metric && f.stat == stat);
+        let index = self.view.shown.iter().position(|f| f.metric == metric && f.stat == stat);
         index.map_or_else(Figure::default, |i| self.figures[i])
     }
 }
 
-/// Cells of rows that `order::sorted` has put in order.
-pub(crate) fn cells<'a>(sorted: &[&'a Row]) -> Vec<WideRow<'a>> {
-    let keys = FIGURES.map(|f| (f.metric.def().key, f.stat.key()));
-    sorted.chunk_by(|a, b| by_cell(a, b).is_eq()).map(|rows| cell(rows, &keys)).collect()
+/// Cells of rows that `order::sorted` has put in order, with the figures of `view`.
+pub(crate) fn cells<'a>(sorted: &[&'a Row], view: &'static View) -> Vec<WideRow<'a>> {
+    let of_cell = sorted.chunk_by(|a, b| by_cell(a, b).is_eq());
+    of_cell.flat_map(|rows| view.scopes(rows).into_iter().map(|scope| cell(rows, scope, view))).collect()
 }
 
-fn cell<'a>(rows: &[&'a Row], keys: &[(&str, String); FIGURES.len()]) -> WideRow<'a> {
+fn cell<'a>(rows: &[&'a Row], scope: &'a str, view: &'static View) -> WideRow<'a> {
     // A cell is as good as its worst row.
     let first = rows.iter().find(|r| r.verdict != "VALID").unwrap_or(&rows[0]);
-    let mut figures = [Figure::default(); FIGURES.len()];
+    let mut figures = vec![Figure::default(); view.shown.len()];
     let mut n = None;
     for row in rows {
-        if row.metric == Metric::Ttft.def().key {
+        if row.metric == view.shown[0].metric.def().key && view.shown[0].covers(row, scope) {
             n = n.max(Some(row.n));
         }
-        if let Some(i) = keys.iter().position(|(metric, stat)| row.metric == *metric && row.stat == *stat) {
-            let finite = |v: Option<f64>| v.filter(|v| v.is_finite());
-            figures[i] = Figure {
-                value: finite(row.value),
-                low: finite(row.ci_low),
-                high: finite(row.ci_high),
-                n: row.n,
-            };
+        for (shown, figure) in view.shown.iter().zip(&mut figures) {
+            let same = row.metric == shown.metric.def().key && row.stat == shown.stat.key();
+            if same && shown.covers(row, scope) && figure.n == 0 {
+                let finite = |v: Option<f64>| v.filter(|v| v.is_finite());
+                *figure = Figure {
+                    value: finite(row.value),
+                    low: finite(row.ci_low),
+                    high: finite(row.ci_high),
+                    n: row.n,
+                };
+            }
         }
     }
     WideRow {
@@ -154,24 +91,35 @@ fn cell<'a>(rows: &[&'a Row], keys: &[(&str, String); FIGURES.len()]) -> WideRow
         output_tokens: first.output_tokens,
         batch: first.batch,
         load: LoadText::of(first),
+        scope,
         n,
         success_rate: first.success_rate,
         token_source: first.token_source,
         verdict: first.verdict,
         verdict_reason: &first.verdict_reason,
         client_verdict: &first.client_verdict,
+        view,
         figures,
     }
 }
 
 /// Column names, unit last.
-pub(crate) fn columns() -> Vec<String> {
+pub(crate) fn columns(view: &View) -> Vec<String> {
     let cell =
         ["run_id", "target", "model", "prompt_tokens", "output_tokens", "batch", "load", "concurrency"];
     let quality =
         ["request_rate", "n", "success_rate", "token_source", "verdict", "verdict_reason", "client_verdict"];
     let mut names: Vec<String> = cell.iter().chain(&quality).map(ToString::to_string).collect();
-    for figure in &FIGURES {
+    if view.by_scope {
+        names.push("scope".to_owned());
+    }
+    names.extend(figure_columns(view));
+    names
+}
+
+fn figure_columns(view: &View) -> Vec<String> {
+    let mut names = Vec::new();
+    for figure in view.shown {
         names.push(figure.column(""));
         if figure.interval {
             names.extend([figure.column("_ci_low"), figure.column("_ci_high")]);
@@ -200,7 +148,16 @@ pub(crate) fn values(row: &WideRow) -> Vec<Value> {
         text(row.verdict_reason),
         text(row.client_verdict),
     ];
-    for (figure, shown) in row.figures.iter().zip(&FIGURES) {
+    if row.view.by_scope {
+        values.push(json!(row.scope));
+    }
+    values.extend(figure_values(row));
+    values
+}
+
+fn figure_values(row: &WideRow) -> Vec<Value> {
+    let mut values = Vec::new();
+    for (figure, shown) in row.figures.iter().zip(row.view.shown) {
         values.push(json!(figure.value));
         if shown.interval {
             values.extend([json!(figure.low), json!(figure.high)]);
@@ -210,8 +167,8 @@ pub(crate) fn values(row: &WideRow) -> Vec<Value> {
 }
 
 /// The table as CSV.
-pub(crate) fn csv(rows: &[WideRow]) -> String {
-    let mut text = csv_line(columns().into_iter().map(Value::String));
+pub(crate) fn csv(view: &View, rows: &[WideRow]) -> String {
+    let mut text = csv_line(columns(view).into_iter().map(Value::String));
     for row in rows {
         text.push_str(&csv_line(values(row)));
     }
@@ -220,7 +177,12 @@ pub(crate) fn csv(rows: &[WideRow]) -> String {
 
 /// The row as a JSON object, its keys in the order of the columns.
 pub(crate) fn object(row: &WideRow) -> Map<String, Value> {
-    columns().into_iter().zip(values(row)).collect()
+    columns(row.view).into_iter().zip(values(row)).collect()
+}
+
+/// The figures alone, for a view that stands inside of the cell's object.
+pub(crate) fn figures_object(row: &WideRow) -> Map<String, Value> {
+    figure_columns(row.view).into_iter().zip(figure_values(row)).collect()
 }
 
 /// One line of a CSV by RFC 4180: empty for `null`, quotes only where they are needed, numbers in the

@@ -5,7 +5,7 @@
 
 use super::serve::{LoadArgs, PromptArgs, ServerArgs};
 use super::vllm::Refused;
-use super::{EngineArgs, RunCommon, SamplingArgs, keyword};
+use super::{EngineArgs, PowerArgs, RunCommon, SamplingArgs, keyword};
 use bench_core::spec::TargetKind;
 use clap::Args;
 use std::path::PathBuf;
@@ -83,6 +83,8 @@ pub struct LatencyArgs {
     pub engine: EngineArgs,
     #[command(flatten, next_help_heading = "Sampling")]
     pub sampling: SamplingArgs,
+    #[command(flatten, next_help_heading = "Power")]
+    pub power: PowerArgs,
     #[command(flatten, next_help_heading = "Results")]
     pub save: SaveArgs,
     /// No progress, only warnings

@@ -1,12 +1,11 @@
 //! `ossbench analyze`: raw traces to rows, rows to CSV. Also what `run` and `report` share of it.
 
+use super::join::{Joined, Run};
 use crate::args::{PathArgs, ReportArgs};
 use crate::{CliError, Io};
 use bench_core::provenance::Machine;
-use bench_core::row::rows;
-use bench_latency::{Analysis, Analyzed};
 use bench_report::{Format, ReportFiles, ReportInputs, ReportPaths, RunInput};
-use bench_runner::store::{RunFolder, Stored, TrialReader, list_runs};
+use bench_runner::store::{RunFolder, list_runs};
 use std::path::Path;
 
 pub(crate) fn run(args: &ReportArgs, io: &mut Io<'_>) -> Result<(), CliError> {
@@ -32,50 +31,33 @@ pub(crate) fn analyzed_runs(results: &Path, io: &mut Io<'_>) -> Result<ReportInp
     let mut runs = Vec::new();
     for path in list_runs(results)? {
         match analyze_run(&path) {
-            Ok(run) => runs.push(run),
+            Ok((run, notes)) => {
+                for note in notes {
+                    writeln!(io.err, "note: {}: {note}", run.run_id)?;
+                }
+                runs.push(run);
+            }
             Err(error) => writeln!(io.err, "ossbench: {} is left out: {error}", path.display())?,
         }
     }
     Ok(ReportInputs { runs })
 }
 
-pub(crate) fn analyze_run(path: &Path) -> Result<RunInput, CliError> {
+/// The rows of one run, and what could not be used of it.
+pub(crate) fn analyze_run(path: &Path) -> Result<(RunInput, Vec<String>), CliError> {
     let folder = RunFolder::open(path)?;
+    let run = Run::new(&folder)?;
+    let Joined { rows, study_rows } = run.join()?;
     let (plan, provenance) = (folder.plan(), folder.provenance());
-    let target = plan.target.kind.key();
-    let mut run = RunInput {
+    let input = RunInput {
         run_id: folder.run_id().to_owned(),
         study_name: plan.name.clone(),
         machine: describe(&provenance.machine),
         plan_hash: provenance.plan_hash.clone(),
-        rows: Vec::new(),
-        study_rows: Vec::new(),
+        rows,
+        study_rows,
     };
-    for cell in &plan.cells {
-        let mut analysis = Analysis::new(plan, cell, target);
-        for trial in folder.streams(&cell.id) {
-            take_in(&mut analysis, trial?)?;
-        }
-        let calibration = folder.calibration(&cell.id)?;
-        let Analyzed { summary, study } = analysis.finish(provenance.build.debug, calibration.as_ref())?;
-        run.rows.extend(rows(&run.run_id, target, cell, &summary));
-        run.study_rows.extend(study);
-    }
-    Ok(run)
-}
-
-/// One request at a time, so that a trial of any length fits.
-fn take_in(analysis: &mut Analysis, trial: TrialReader) -> Result<(), CliError> {
-    for line in trial {
-        match line? {
-            Stored::Header(header) => analysis.trial(header.trial, &header.cell)?,
-            Stored::Request(request) => analysis.request(&request)?,
-            Stored::Client(health) => analysis.client(&health),
-            Stored::Scrape(scrape) => analysis.scrape(&scrape),
-            Stored::Warmup(_) | Stored::End { .. } => {}
-        }
-    }
-    Ok(())
+    Ok((input, run.notes.clone()))
 }
 
 /// A machine in one line, for captions.

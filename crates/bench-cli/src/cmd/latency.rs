@@ -52,13 +52,14 @@ fn spec(args: &LatencyArgs, notes: &mut Notes) -> Result<RunSpec, CliError> {
     let kind = target(args)?;
     let http = kind == TargetKind::Http;
     let of_file = args.prompts.dataset_name.is_some_and(|name| name != Dataset::Random);
-    Ok(RunSpec {
+    let mut spec = RunSpec {
         run: RunTable {
             name: Some(args.name.clone()),
             seed: Some(args.seed),
             repeats: args.repeats,
             rounds: args.rounds,
             warmup: Some(args.warmup),
+            isolate: None,
         },
         target: TargetTable {
             kind: Some(kind),
@@ -73,8 +74,12 @@ fn spec(args: &LatencyArgs, notes: &mut Notes) -> Result<RunSpec, CliError> {
         load: if http { Some(vllm::load(&args.load, of_file, notes)?) } else { None },
         server: if http { Some(vllm::server(args)?) } else { None },
         slo: vllm::slo(&args.save.goodput)?,
+        energy: None,
+        ape: None,
         mock: None,
-    })
+    };
+    args.power.apply(&mut spec);
+    Ok(spec)
 }
 
 /// An address makes it a server; flags of the other kind are errors.

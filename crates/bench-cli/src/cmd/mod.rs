@@ -1,19 +1,29 @@
 //! One file per subcommand, and the few steps that several of them share.
 
+pub(crate) mod ablate;
 pub(crate) mod analyze;
+pub(crate) mod ape;
+pub(crate) mod bandwidth;
 pub(crate) mod calibrate;
 pub(crate) mod chat;
 pub(crate) mod doctor;
+pub(crate) mod engine_process;
+pub(crate) mod fit;
 pub(crate) mod generate;
+mod join;
 pub(crate) mod latency;
 pub(crate) mod logits;
+pub(crate) mod memory;
 pub(crate) mod mock_server;
 mod model;
 pub(crate) mod plan;
+mod probes;
 pub(crate) mod report;
 pub(crate) mod run;
+pub(crate) mod safety;
 mod save_result;
 pub(crate) mod search;
+mod sheet;
 mod study;
 pub(crate) mod synth;
 mod vllm;

@@ -63,7 +63,7 @@ pub(crate) fn open_options(engine: &EngineArgs, seed: u64, context_tokens: usize
     }
 }
 
-fn load_options(engine: &EngineArgs) -> LoadOptions {
+pub(crate) fn load_options(engine: &EngineArgs) -> LoadOptions {
     LoadOptions {
         activation_dtype: match engine.activation_dtype.unwrap_or(bench_core::spec::ActivationDtype::F32) {
             bench_core::spec::ActivationDtype::F32 => ActivationDtype::F32,

@@ -25,6 +25,9 @@ fn print(plan: &Plan, out: &mut dyn Write) -> Result<(), CliError> {
         "target  {:?} on {}, activations {:?}, experts {:?}, prefill in chunks of {}",
         target.kind, target.device, target.activation_dtype, target.expert_dtype, target.prefill_chunk
     )?;
+    if plan.isolate {
+        writeln!(out, "process one for each trial, which loads its model anew")?;
+    }
     for model in &plan.models {
         let layers = model.layers.map_or(String::new(), |n| format!(", first {n} layers"));
         writeln!(out, "model   {} = {}{layers}", model.label, model.id)?;
@@ -45,6 +48,9 @@ fn print(plan: &Plan, out: &mut dyn Write) -> Result<(), CliError> {
         writeln!(out, "{:>5} {:>5} {range:>9}  {}", trial.index, trial.round, trial.cell)?;
     }
     let (prompt, output) = tokens(plan);
+    for refused in &plan.refused {
+        writeln!(out, "left out  {}: {}", refused.cell, refused.reason)?;
+    }
     writeln!(out, "\nmeasured tokens: {prompt} of prompts, {output} of output")?;
     Ok(())
 }

@@ -42,5 +42,6 @@ fn overridden(mut spec: RunSpec, args: &RunArgs) -> Result<RunSpec, CliError> {
         }
         spec.server.get_or_insert_default().base_url = Some(url.clone());
     }
+    args.power.apply(&mut spec);
     Ok(spec)
 }

@@ -232,12 +232,12 @@ fn point_of(path: &Path, level: f64, slo: &Slo, threshold: f64) -> Result<Point,
     for request in folder.read_trials()?.iter().flat_map(|t| &t.requests) {
         attainment.add(folder.plan(), slo, &cell.id, request)?;
     }
-    let run = analyze_run(path)?;
+    let (run, _) = analyze_run(path)?;
     Ok(Point::new(level, &run.run_id, &run.rows, attainment, threshold))
 }
 
 /// The latest run of this very plan, and whether it is finished. A run that cannot be read is none.
-fn known_run(results: &Path, plan: &Plan) -> Result<Option<(PathBuf, bool)>, CliError> {
+pub(super) fn known_run(results: &Path, plan: &Plan) -> Result<Option<(PathBuf, bool)>, CliError> {
     let hash = plan.hash();
     let of_plan = |path: &PathBuf| {
         let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();

@@ -1,15 +1,17 @@
 //! The steps of a run, from plan to tables: folder, target, trials, analysis, report.
 
 use super::analyze::{self, analyzed_runs};
-use super::save_result;
+use super::{engine_process, probes, save_result};
 use crate::args::{RunCommon, SecretArgs};
 use crate::progress::{self, Mode};
 use crate::{CliError, Io, secrets, signal};
 use bench_core::plan::Plan;
+use bench_core::probe::{MemoryProbe, PowerProbe, Probes};
+use bench_core::spec::TargetKind;
+use bench_runner::provenance;
 use bench_runner::run::{RunContext, RunOutcome};
 use bench_runner::store::{RunFolder, list_runs};
 use bench_runner::targets::Secrets;
-use bench_runner::{provenance, targets};
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
@@ -99,15 +101,20 @@ pub(crate) fn measure(
     folder: &mut RunFolder,
     io: &mut Io<'_>,
 ) -> Result<RunOutcome, CliError> {
-    let mut opened = targets::open(&study.plan, secrets)?;
+    let mut opened = engine_process::open(&study.plan, secrets, io)?;
+    probes::before(&study.plan, folder, io)?;
+    let mut power = probes::power(&study.plan, io)?;
+    let memory = probes::memory();
+    let watched = (study.plan.target.kind == TargetKind::Engine).then_some(&memory as &dyn MemoryProbe);
     let outcome = progress::watch(mode, &study.plan, io.err, signal::stop(), |observer| {
         bench_runner::run::run(RunContext {
             plan: &study.plan,
             folder,
             target: opened.target.as_mut(),
-            clock: opened.clock.as_ref(),
+            clock: &opened.clock,
             stop: signal::stop(),
             observer,
+            probes: Probes { memory: watched, power: power.as_deref_mut().map(|p| p as &mut dyn PowerProbe) },
         })
     })?;
     Ok(outcome?)

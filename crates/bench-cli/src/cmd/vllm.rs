@@ -78,11 +78,9 @@ pub(crate) fn first_engine_flag(args: &LatencyArgs) -> Option<&'static str> {
 pub(crate) fn models(args: &LatencyArgs) -> Result<Vec<ModelTable>, CliError> {
     let s = &args.server;
     let table = |id: &String, tokenizer: Option<String>| ModelTable {
-        id: id.clone(),
-        label: None,
         layers: args.engine.layers,
-        base_url: None,
         tokenizer,
+        ..ModelTable::new(id.clone())
     };
     if s.served_model_name.is_empty() {
         return Ok(args.models.iter().map(|id| table(id, s.tokenizer.clone())).collect());

@@ -65,6 +65,11 @@ impl Observer for Feed<'_> {
         self.shared.state().trial_skipped(trial);
     }
 
+    fn idle(&mut self, duration: Duration) {
+        let text = format!("watching the idle machine for {:.0} s", duration.as_secs_f64());
+        self.note(Level::Info, text);
+    }
+
     fn calibrating(&mut self, cell: &Cell) {
         self.shared.state().set_phase(Phase::Calibrating { cell: cell.id.clone() });
     }

@@ -3,7 +3,8 @@
 use crate::RunInput;
 use crate::load::LoadText;
 use crate::table::one_line;
-use crate::wide::{WideRow, short_name};
+use crate::view::short_name;
+use crate::wide::WideRow;
 use bench_core::metric::Metric;
 use bench_core::sample::Stat;
 use std::fmt::Write as _;

@@ -21,8 +21,12 @@ const ALLOWED: &[(&str, Option<&[&str]>)] = &[
     ("bench-runner", Some(&["bench-core", "bench-engine", "bench-http"])),
     ("bench-latency", Some(&["bench-core"])),
     ("bench-memory", Some(&["bench-core"])),
-    ("bench-energy", Some(&["bench-core"])),
+    ("bench-energy", Some(&["bench-core", "nvml-stub"])),
     ("bench-ape", Some(&["bench-core"])),
+    // Counts refusals in answers; it asks no model itself.
+    ("bench-safety", Some(&["bench-core"])),
+    // Loaded by path as a shared library; the probe's tests depend on it so that it is built.
+    ("nvml-stub", Some(&[])),
     ("bench-report", Some(&["bench-core"])),
     (
         "bench-cli",
@@ -36,6 +40,7 @@ const ALLOWED: &[(&str, Option<&[&str]>)] = &[
             "bench-memory",
             "bench-energy",
             "bench-ape",
+            "bench-safety",
             // generate, chat, logits, synth and doctor drive the engine without a measurement in between.
             "bench-engine",
         ]),

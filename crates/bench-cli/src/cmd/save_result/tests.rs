@@ -72,8 +72,7 @@ fn result_of(plan: &Plan, requests: Vec<RequestTrace>) -> Value {
         started_at_unix_ms: 0,
         warmup: vec![],
         requests,
-        client: None,
-        scrapes: vec![],
+        ..TrialTrace::default()
     };
     let trials = [trial];
     let provenance = bench_runner::provenance::gather(plan, &[]);

@@ -161,8 +161,17 @@ fn mock(results: &Path, stop: &StopFlag) -> (Plan, PathBuf) {
     let mut opened = targets::open(&plan, targets::Secrets::default()).unwrap();
     let mut err = Vec::new();
     let ran = progress::watch(Mode::Plain, &plan, &mut err, stop, |observer| {
-        let (target, clock) = (opened.target.as_mut(), opened.clock.as_ref());
-        bench_runner::run::run(RunContext { plan: &plan, folder: &mut folder, target, clock, stop, observer })
+        let (target, clock) = (opened.target.as_mut(), &opened.clock);
+        let probes = bench_core::probe::Probes::default();
+        bench_runner::run::run(RunContext {
+            plan: &plan,
+            folder: &mut folder,
+            target,
+            clock,
+            stop,
+            observer,
+            probes,
+        })
     });
     ran.unwrap().unwrap();
     (plan, folder.path().to_owned())

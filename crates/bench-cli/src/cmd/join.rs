@@ -1,0 +1,160 @@
+//! One cell through every metric crate: its stored lines go to each, and what they make of them comes together.
+//!
+//! Nothing is computed here. A figure that needs another crate's (a slope over cells, efficiency) is asked for when
+//! all of a run's cells have been read.
+
+use crate::CliError;
+use bench_ape::{Accuracies, Inputs, Routing};
+use bench_core::client::Calibration;
+use bench_core::plan::{Cell, Plan};
+use bench_core::power::PowerTrace;
+use bench_core::row::{Row, StudyLatencyRow, rows};
+use bench_core::sample::{Estimate, Summary};
+use bench_core::shape::ModelFacts;
+use bench_latency::Analyzed;
+use bench_memory::CellMemory;
+use bench_runner::store::{RunFolder, Stored, TrialReader};
+use std::collections::BTreeMap;
+
+/// What the cells of a run share.
+pub(crate) struct Run<'a> {
+    pub(crate) folder: &'a RunFolder,
+    target: &'static str,
+    idle: Option<PowerTrace>,
+    bandwidth_bytes_s: Option<f64>,
+    accuracies: BTreeMap<&'a str, Accuracies>,
+    /// What could not be used, and why.
+    pub(crate) notes: Vec<String>,
+}
+
+/// Rows of a run, and its view by the formulas of the study.
+pub(crate) struct Joined {
+    pub(crate) rows: Vec<Row>,
+    pub(crate) study_rows: Vec<StudyLatencyRow>,
+}
+
+/// One cell, each crate's part for itself.
+struct Parts<'a> {
+    cell: &'a Cell,
+    summary: Summary,
+    energy: Vec<Estimate>,
+    routing: Routing,
+}
+
+impl<'a> Run<'a> {
+    pub(crate) fn new(folder: &'a RunFolder) -> Result<Self, CliError> {
+        let plan = folder.plan();
+        let measured = folder.bandwidth()?.map(|b| b.read_bytes_s);
+        let mut notes = Vec::new();
+        let mut accuracies = BTreeMap::new();
+        for model in &plan.models {
+            let Some(text) = folder.accuracy(&model.label)? else { continue };
+            match Accuracies::parse(&format!("accuracy of {}", model.label), &text) {
+                Ok(read) => _ = accuracies.insert(model.label.as_str(), read),
+                Err(error) => notes.push(format!("{error}; the rows of accuracy are left out")),
+            }
+        }
+        Ok(Self {
+            folder,
+            target: plan.target.kind.key(),
+            idle: folder.idle()?,
+            bandwidth_bytes_s: plan.bandwidth_bytes_s.or(measured),
+            accuracies,
+            notes,
+        })
+    }
+
+    /// Reads and analyzes every cell.
+    pub(crate) fn join(&self) -> Result<Joined, CliError> {
+        let (plan, debug) = (self.folder.plan(), self.folder.provenance().build.debug);
+        let (mut parts, mut memories) = (Vec::new(), Vec::new());
+        let mut study_rows = Vec::new();
+        for cell in &plan.cells {
+            let (part, memory, study) = self.cell(plan, cell, debug)?;
+            parts.push(part);
+            memories.push(memory);
+            study_rows.extend(study);
+        }
+        bench_memory::slopes(&mut memories);
+        let of_cell = parts.into_iter().zip(memories);
+        Ok(Joined { rows: of_cell.flat_map(|(part, memory)| self.rows(part, memory)).collect(), study_rows })
+    }
+
+    fn cell(
+        &self,
+        plan: &'a Plan,
+        cell: &'a Cell,
+        debug: bool,
+    ) -> Result<(Parts<'a>, CellMemory, Option<StudyLatencyRow>), CliError> {
+        let mut latency = bench_latency::Analysis::new(plan, cell, self.target);
+        let mut memory = bench_memory::Analysis::new(plan, cell, self.facts(cell));
+        let mut energy = bench_energy::Analysis::new(plan, cell, self.idle.as_ref());
+        let mut routing = Routing::default();
+        for trial in self.folder.streams(&cell.id) {
+            take_in(trial?, &mut latency, &mut memory, &mut energy, &mut routing)?;
+        }
+        let calibration: Option<Calibration> = self.folder.calibration(&cell.id)?;
+        let Analyzed { summary, study, steady } = latency.finish(debug, calibration.as_ref())?;
+        let energy = energy.finish(&steady)?;
+        Ok((Parts { cell, summary, energy, routing }, memory.finish(), study))
+    }
+
+    fn facts(&self, cell: &Cell) -> Option<&'a ModelFacts> {
+        self.folder.provenance().models.get(&cell.model)
+    }
+
+    fn rows(&self, part: Parts<'_>, memory: CellMemory) -> Vec<Row> {
+        let Parts { cell, mut summary, energy, routing } = part;
+        summary.estimates.extend(memory.estimates);
+        summary.estimates.extend(energy);
+        if let Some(facts) = self.facts(cell) {
+            let accuracies = self.accuracies.get(cell.model.as_str());
+            let derived = bench_ape::estimates(&Inputs {
+                cell,
+                facts,
+                routing,
+                bandwidth_bytes_s: self.bandwidth_bytes_s,
+                accuracies: accuracies.map(|a| a.tasks.as_slice()).unwrap_or_default(),
+                estimates: &summary.estimates,
+            });
+            summary.estimates.extend(derived);
+        }
+        rows(self.folder.run_id(), self.target, cell, &summary)
+    }
+}
+
+/// One line at a time, so that a trial of any length fits.
+fn take_in(
+    trial: TrialReader,
+    latency: &mut bench_latency::Analysis<'_>,
+    memory: &mut bench_memory::Analysis<'_>,
+    energy: &mut bench_energy::Analysis<'_>,
+    routing: &mut Routing,
+) -> Result<(), CliError> {
+    for line in trial {
+        match line? {
+            Stored::Header(header) => {
+                latency.trial(header.trial, &header.cell)?;
+                memory.trial();
+                energy.trial();
+            }
+            Stored::Request(request) => {
+                latency.request(&request)?;
+                energy.request(&request)?;
+            }
+            Stored::Client(health) => latency.client(&health),
+            Stored::Scrape(scrape) => {
+                latency.scrape(&scrape);
+                memory.scrape(&scrape);
+            }
+            Stored::Memory(trace) => memory.memory(&trace),
+            Stored::Experts(experts) => routing.add(&experts),
+            Stored::Power(power) => {
+                memory.power(&power);
+                energy.power(&power);
+            }
+            Stored::Warmup(_) | Stored::End { .. } => {}
+        }
+    }
+    Ok(())
+}
