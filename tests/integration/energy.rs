@@ -176,6 +176,7 @@ fn a_bad_trace_is_told_and_the_run_is_kept() {
     let none = replayed("a,b\n1,2\n", "0");
     assert_ne!(none.code, 0);
     assert!(none.err.contains("power_w") && none.err.contains("t_s"), "{}", none.err);
+    assert!(!none.dir.path().join("results").exists(), "a meter that is not there leaves no run behind");
 }
 
 fn gpu(failures: Vec<Failure>) -> Device {

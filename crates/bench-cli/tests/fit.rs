@@ -22,7 +22,8 @@ fn refused(args: &[&str]) -> (Option<i32>, String) {
     (output.status.code(), String::from_utf8(output.stderr).unwrap())
 }
 
-/// What `fit` says that the largest batch takes, against the peak of a process that runs it.
+/// What `fit` says that the largest batch takes, against the median peak of three processes that run it: those of
+/// one shape differ by up to 4 %, with what the system's allocator holds back.
 #[cfg(target_os = "linux")]
 fn check_total(model: &str, memory: &str, context: &str, more: &[&str]) {
     let fit = json(&[&["fit", model, "--memory", memory, "--context", context, "--json"], more].concat());
@@ -31,10 +32,12 @@ fn check_total(model: &str, memory: &str, context: &str, more: &[&str]) {
     let chunk = fit["prefill_chunk"].as_u64().unwrap().to_string();
     let shape = ["--context", context, "--batch", &batch, "--prefill-chunk", &chunk];
     let dtypes: Vec<&str> = more.iter().copied().filter(|a| *a != "--prefill-chunk" && *a != chunk).collect();
-    let taken = json(&[&["fit-attempt", model], &shape[..], &dtypes].concat());
-    assert_eq!(taken["kv_bytes"], predicted["kv_bytes"], "{model}");
-    let (predicted, peak) =
-        (predicted["total_bytes"].as_f64().unwrap(), taken["rss_peak_bytes"].as_f64().unwrap());
+    let attempt = || json(&[&["fit-attempt", model], &shape[..], &dtypes].concat());
+    let taken = [attempt(), attempt(), attempt()];
+    assert!(taken.iter().all(|t| t["kv_bytes"] == predicted["kv_bytes"]), "{model}");
+    let mut peaks = taken.map(|t| t["rss_peak_bytes"].as_u64().unwrap());
+    peaks.sort_unstable();
+    let (predicted, peak) = (predicted["total_bytes"].as_f64().unwrap(), peaks[1] as f64);
     let deviation = predicted / peak - 1.0;
     assert!(deviation.abs() < 0.03, "{model} {more:?}: {predicted} predicted, {peak} taken, {deviation:+.4}");
 }
@@ -42,10 +45,10 @@ fn check_total(model: &str, memory: &str, context: &str, more: &[&str]) {
 #[cfg(target_os = "linux")]
 #[test]
 fn predicted_bytes_are_those_of_the_process_that_runs_it() {
-    check_total("dummy:gpt-oss-nano", "150MiB", "256", &["--prefill-chunk", "64"]);
-    check_total("dummy:gpt-oss-nano", "150MiB", "1000", &["--activation-dtype", "bf16"]);
-    check_total("dummy:dense-nano", "230MiB", "256", &["--prefill-chunk", "32"]);
-    check_total("dummy:dense-nano", "260MiB", "700", &["--activation-dtype", "bf16"]);
+    check_total("dummy:gpt-oss-nano", "110MiB", "128", &["--prefill-chunk", "64"]);
+    check_total("dummy:gpt-oss-nano", "110MiB", "300", &["--activation-dtype", "bf16"]);
+    check_total("dummy:dense-nano", "190MiB", "128", &["--prefill-chunk", "32"]);
+    check_total("dummy:dense-nano", "230MiB", "400", &["--activation-dtype", "bf16"]);
 }
 
 #[cfg(target_os = "linux")]

@@ -8,6 +8,7 @@ mod table;
 mod variants;
 
 use super::analyze::{analyze_run, analyzed_runs, report_paths};
+use super::probes::Meters;
 use super::search::known_run;
 use super::sheet::{self, Sheet, write_whole};
 use super::study::{self, Study};
@@ -20,6 +21,7 @@ use bench_report::Format;
 use bench_runner::run::RunOutcome;
 use bench_runner::store::RunFolder;
 use figures::Measured;
+use std::cell::RefCell;
 use std::path::PathBuf;
 use variants::Ablated;
 
@@ -30,7 +32,7 @@ pub(crate) fn run(args: &AblateArgs, command: &[String], io: &mut Io<'_>) -> Res
         return print_studies(&ablated, io);
     }
     study::refuse_debug_build(bench_runner::provenance::build().debug, args.common.allow_debug)?;
-    let runner = Runner { args, command, mode: study::view(&args.common)? };
+    let runner = Runner { args, command, mode: study::view(&args.common)?, meters: RefCell::default() };
     let (mut sheets, mut ended) = (Vec::new(), Ended::default());
     for ablated in &ablated {
         let measured = runner.measure(ablated, &mut ended, io)?;
@@ -69,6 +71,7 @@ struct Runner<'a> {
     args: &'a AblateArgs,
     command: &'a [String],
     mode: Mode,
+    meters: RefCell<Meters>,
 }
 
 impl Runner<'_> {
@@ -124,9 +127,11 @@ impl Runner<'_> {
         };
         let env = |name: &str| std::env::var(name).ok();
         let secrets = crate::secrets::gather(&study.secrets, &study.plan, env)?;
+        let mut meters = self.meters.borrow_mut();
+        meters.open(&study.plan, io)?;
         let mut folder = study::open_folder(&study)?;
         writeln!(io.err, "results go to {}", folder.path().display())?;
-        let outcome = study::measure(&study, secrets, self.mode, &mut folder, io)?;
+        let outcome = study::measure(&study, secrets, self.mode, &mut meters, &mut folder, io)?;
         for (cell, why) in &outcome.cells_failed {
             writeln!(io.err, "ossbench: cell {cell} failed: {why}")?;
         }

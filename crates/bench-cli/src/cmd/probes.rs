@@ -4,7 +4,7 @@
 
 use super::bandwidth;
 use crate::{CliError, Io};
-use bench_core::plan::{Plan, PowerSource};
+use bench_core::plan::{EnergyPlan, Plan, PowerSource};
 use bench_core::probe::PowerProbe;
 use bench_core::spec::TargetKind;
 use bench_engine::heap;
@@ -22,8 +22,29 @@ pub(crate) fn memory() -> SystemProbe {
     SystemProbe::new(counted)
 }
 
+/// The power meters of one command, which may run several studies: opened, and told of, once.
+#[derive(Default)]
+pub(crate) struct Meters {
+    opened: Option<(EnergyPlan, Option<Box<dyn PowerProbe>>)>,
+}
+
+impl Meters {
+    /// Opens what `plan` wants, unless the study before wanted the same.
+    pub(crate) fn open(&mut self, plan: &Plan, io: &mut Io<'_>) -> Result<(), CliError> {
+        if self.opened.as_ref().is_none_or(|(energy, _)| *energy != plan.energy) {
+            self.opened = Some((plan.energy.clone(), power(plan, io)?));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn probe(&mut self) -> Option<&mut dyn PowerProbe> {
+        let (_, probe) = self.opened.as_mut()?;
+        probe.as_deref_mut().map(|p| p as &mut dyn PowerProbe)
+    }
+}
+
 /// Opens the meters of the plan; `None` where there are none, or where they would be another machine's.
-pub(crate) fn power(plan: &Plan, io: &mut Io<'_>) -> Result<Option<Box<dyn PowerProbe>>, CliError> {
+fn power(plan: &Plan, io: &mut Io<'_>) -> Result<Option<Box<dyn PowerProbe>>, CliError> {
     if plan.energy.source == PowerSource::Auto
         && let Some(url) = elsewhere(plan)
     {

@@ -9,6 +9,7 @@ mod point;
 mod table;
 
 use super::analyze::{analyze_run, analyzed_runs, print_files, report_paths, study_of};
+use super::probes::Meters;
 use super::read_spec;
 use super::study::{self, Study};
 use crate::args::{Over, SearchArgs};
@@ -22,6 +23,7 @@ use bench_runner::run::RunOutcome;
 use bench_runner::store::{RunFolder, TrialStatus, list_runs};
 use decide::{Answer, Bounds, Next, Tested};
 use point::{Decision, Point};
+use std::cell::RefCell;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -113,7 +115,15 @@ pub(crate) fn run(args: &SearchArgs, command: &[String], io: &mut Io<'_>) -> Res
     for key in ignored(&spec, over) {
         writeln!(io.err, "ossbench: {key} of the study does not apply to a search over {}", over.key())?;
     }
-    let searcher = Searcher { args, command, spec, over, slo, mode: study::view(&args.common)? };
+    let searcher = Searcher {
+        args,
+        command,
+        spec,
+        over,
+        slo,
+        mode: study::view(&args.common)?,
+        meters: RefCell::default(),
+    };
     let name = searcher.spec.run.name.clone().unwrap_or_else(|| "study".to_owned());
     let csv = args.common.paths.results.join(format!("search_{name}.csv"));
     let mut so_far = Found { over, threshold: args.attainment, points: vec![], end: UNFINISHED };
@@ -171,6 +181,7 @@ struct Searcher<'a> {
     over: Over,
     slo: Slo,
     mode: Mode,
+    meters: RefCell<Meters>,
 }
 
 impl Searcher<'_> {
@@ -213,9 +224,11 @@ impl Searcher<'_> {
     fn run(&self, study: &Study, io: &mut Io<'_>) -> Result<(PathBuf, RunOutcome), CliError> {
         let env = |name: &str| std::env::var(name).ok();
         let secrets = crate::secrets::gather(&study.secrets, &study.plan, env)?;
+        let mut meters = self.meters.borrow_mut();
+        meters.open(&study.plan, io)?;
         let mut folder = study::open_folder(study)?;
         writeln!(io.err, "results go to {}", folder.path().display())?;
-        let outcome = study::measure(study, secrets, self.mode, &mut folder, io)?;
+        let outcome = study::measure(study, secrets, self.mode, &mut meters, &mut folder, io)?;
         Ok((folder.path().to_owned(), outcome))
     }
 

@@ -1,12 +1,13 @@
 //! The steps of a run, from plan to tables: folder, target, trials, analysis, report.
 
 use super::analyze::{self, analyzed_runs};
-use super::{engine_process, probes, save_result};
+use super::probes::{self, Meters};
+use super::{engine_process, save_result};
 use crate::args::{RunCommon, SecretArgs};
 use crate::progress::{self, Mode};
 use crate::{CliError, Io, secrets, signal};
 use bench_core::plan::Plan;
-use bench_core::probe::{MemoryProbe, PowerProbe, Probes};
+use bench_core::probe::{MemoryProbe, Probes};
 use bench_core::spec::TargetKind;
 use bench_runner::provenance;
 use bench_runner::run::{RunContext, RunOutcome};
@@ -35,9 +36,11 @@ pub(crate) fn run(study: &Study, io: &mut Io<'_>) -> Result<(), CliError> {
     refuse_debug_build(provenance::build().debug, study.common.allow_debug)?;
     let secrets = secrets::gather(&study.secrets, &study.plan, |name| std::env::var(name).ok())?;
     let mode = if study.progress { view(&study.common)? } else { Mode::None };
+    let mut meters = Meters::default();
+    meters.open(&study.plan, io)?;
     let mut folder = open_folder(study)?;
     writeln!(io.err, "results go to {}", folder.path().display())?;
-    let outcome = measure(study, secrets, mode, &mut folder, io)?;
+    let outcome = measure(study, secrets, mode, &mut meters, &mut folder, io)?;
     let run_id = folder.run_id().to_owned();
     drop(folder);
     conclude(study, &run_id, &outcome, io)
@@ -98,12 +101,12 @@ pub(crate) fn measure(
     study: &Study,
     secrets: Secrets,
     mode: Mode,
+    meters: &mut Meters,
     folder: &mut RunFolder,
     io: &mut Io<'_>,
 ) -> Result<RunOutcome, CliError> {
     let mut opened = engine_process::open(&study.plan, secrets, io)?;
     probes::before(&study.plan, folder, io)?;
-    let mut power = probes::power(&study.plan, io)?;
     let memory = probes::memory();
     let watched = (study.plan.target.kind == TargetKind::Engine).then_some(&memory as &dyn MemoryProbe);
     let outcome = progress::watch(mode, &study.plan, io.err, signal::stop(), |observer| {
@@ -114,7 +117,7 @@ pub(crate) fn measure(
             clock: &opened.clock,
             stop: signal::stop(),
             observer,
-            probes: Probes { memory: watched, power: power.as_deref_mut().map(|p| p as &mut dyn PowerProbe) },
+            probes: Probes { memory: watched, power: meters.probe() },
         })
     })?;
     Ok(outcome?)
