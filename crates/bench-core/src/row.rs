@@ -49,7 +49,11 @@ pub const COLUMNS: &[(&str, &str)] = &[
         "ci_method",
         "`order_statistic`, `student_t`, `cluster_bootstrap`, `wilson`, `least_squares` or `standard_error`",
     ),
-    ("n", "samples that went in"),
+    (
+        "n",
+        "samples that went in; 0 for what is computed from sizes alone, and for an accuracy whose file does not say how \
+         many questions there were",
+    ),
     ("missing", "samples that should have been there and were not"),
     (
         "missing_reason",

@@ -2,7 +2,7 @@
 //!
 //! A view is a list; everything else about the tables follows from it and from `bench_core::metric`.
 
-use bench_core::metric::{Metric, MetricDef};
+use bench_core::metric::Metric;
 use bench_core::row::Row;
 use bench_core::sample::Stat;
 
@@ -200,7 +200,7 @@ impl Shown {
 
     /// `ttft_p50_ms`, `peak_process_max_bytes`: scope and statistic between the metric's name and its unit.
     pub(crate) fn column(&self, end: &str) -> String {
-        let (name, unit) = split_unit(self.metric.def());
+        let (name, unit) = self.metric.def().split_unit();
         let scope = match self.scope {
             Scope::Named(scope) => format!("_{scope}"),
             Scope::Row | Scope::Any => String::new(),
@@ -238,27 +238,8 @@ impl Shown {
     }
 }
 
-/// `ttft_ms` in `ttft` and `_ms`.
-pub(crate) fn split_unit(def: &MetricDef) -> (&str, &str) {
-    let suffix = match def.unit {
-        "ms" => "_ms",
-        "tok/s" => "_tok_s",
-        "req/s" => "_req_s",
-        "B" => "_bytes",
-        "B/s" => "_bytes_s",
-        "W" => "_w",
-        "J" => "_j",
-        "C" => "_c",
-        "MHz" => "_mhz",
-        "Hz" => "_hz",
-        "%" => "_pct",
-        _ => "",
-    };
-    def.key.split_at(def.key.len() - suffix.len())
-}
-
 /// Times have abbreviations, which are their keys; everything else is called by its title.
 pub(crate) fn short_name(metric: Metric) -> String {
     let def = metric.def();
-    if def.unit == "ms" { split_unit(def).0.to_uppercase() } else { def.title.to_owned() }
+    if def.unit == "ms" { def.split_unit().0.to_uppercase() } else { def.title.to_owned() }
 }

@@ -115,16 +115,7 @@ impl Runner<'_> {
         } else {
             crate::args::SecretArgs::default()
         };
-        let study = Study {
-            plan,
-            spec_toml,
-            resume,
-            common: self.args.common.clone(),
-            command: self.command.to_vec(),
-            secrets,
-            save: None,
-            progress: true,
-        };
+        let study = Study { resume, secrets, ..Study::new(plan, spec_toml, &self.args.common, self.command) };
         let env = |name: &str| std::env::var(name).ok();
         let secrets = crate::secrets::gather(&study.secrets, &study.plan, env)?;
         let mut meters = self.meters.borrow_mut();

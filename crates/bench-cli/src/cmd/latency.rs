@@ -1,7 +1,7 @@
 //! `ossbench latency`: the same study as `run`, written with flags instead of a file.
 
 use super::vllm::{self, Notes, wrong};
-use super::{effective, save_result, say, study};
+use super::{effective, print_study, save_result, study};
 use crate::args::{FLAGS, Flag, LatencyArgs, Support};
 use crate::{CliError, Io};
 use bench_core::spec::{Dataset, RunSpec, RunTable, TargetKind, TargetTable};
@@ -17,21 +17,14 @@ pub(crate) fn run(args: &LatencyArgs, command: &[String], io: &mut Io<'_>) -> Re
     let mut notes = Notes::new();
     let spec = spec(args, &mut notes)?;
     if args.print_study {
-        say(&notes, io)?;
-        spec.resolve()?;
-        write!(io.out, "{}", spec.to_toml()?)?;
-        return Ok(());
+        return print_study(&spec, &notes, io);
     }
     let (plan, spec_toml) = effective(spec, None, &notes, io)?;
     let request = study::Study {
-        plan,
-        spec_toml,
-        resume: None,
-        common: args.common.clone(),
-        command: command.to_vec(),
         secrets: args.server.secrets.clone(),
         save,
         progress: !args.disable_tqdm,
+        ..study::Study::new(plan, spec_toml, &args.common, command)
     };
     study::run(&request, io)
 }

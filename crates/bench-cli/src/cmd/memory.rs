@@ -1,6 +1,6 @@
 //! `ossbench memory`: memory over context, each trial in a process of its own; what does not fit is listed.
 
-use super::{effective, study};
+use super::{effective, print_study, study};
 use crate::args::MemoryArgs;
 use crate::{CliError, Io};
 use bench_core::spec::{self, ActivationDtype, ExpertDtype, ModelTable, RunSpec, RunTable, WorkloadTable};
@@ -13,23 +13,10 @@ pub(crate) fn run(args: &MemoryArgs, command: &[String], io: &mut Io<'_>) -> Res
     let mut notes = Vec::new();
     let spec = spec(args, available_memory(), &mut notes)?;
     if args.print_study {
-        super::say(&notes, io)?;
-        spec.resolve()?;
-        write!(io.out, "{}", spec.to_toml()?)?;
-        return Ok(());
+        return print_study(&spec, &notes, io);
     }
     let (plan, spec_toml) = effective(spec, None, &notes, io)?;
-    let request = study::Study {
-        plan,
-        spec_toml,
-        resume: None,
-        common: args.common.clone(),
-        command: command.to_vec(),
-        secrets: crate::args::SecretArgs::default(),
-        save: None,
-        progress: true,
-    };
-    study::run(&request, io)
+    study::run(&study::Study::new(plan, spec_toml, &args.common, command), io)
 }
 
 /// The study that the flags make; `available` is what the machine has, in bytes.

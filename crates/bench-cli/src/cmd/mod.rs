@@ -63,6 +63,14 @@ fn effective(
     Ok((plan, stored))
 }
 
+/// Prints a study that flags make, as a file for `ossbench run`; one that cannot be planned is an error.
+fn print_study(spec: &RunSpec, notes: &[String], io: &mut Io<'_>) -> Result<(), CliError> {
+    say(notes, io)?;
+    spec.resolve()?;
+    write!(io.out, "{}", spec.to_toml()?)?;
+    Ok(())
+}
+
 fn say(notes: &[String], io: &mut Io<'_>) -> Result<(), CliError> {
     for note in notes {
         writeln!(io.err, "note: {note}")?;

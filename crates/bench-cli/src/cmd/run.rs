@@ -12,14 +12,9 @@ pub(crate) fn run(args: &RunArgs, command: &[String], io: &mut Io<'_>) -> Result
     let unchanged = spec == written;
     let (plan, spec_toml) = effective(spec, unchanged.then_some(text), &[], io)?;
     let request = study::Study {
-        plan,
-        spec_toml,
         resume: args.resume.clone(),
-        common: args.common.clone(),
-        command: command.to_vec(),
         secrets: args.secrets.clone(),
-        save: None,
-        progress: true,
+        ..study::Study::new(plan, spec_toml, &args.common, command)
     };
     study::run(&request, io)
 }

@@ -200,16 +200,8 @@ impl Searcher<'_> {
             }
         }
         let resume = known.filter(|(_, complete)| !complete).map(|(path, _)| path.display().to_string());
-        let study = Study {
-            plan,
-            spec_toml,
-            resume,
-            common: self.args.common.clone(),
-            command: self.command.to_vec(),
-            secrets: self.args.secrets.clone(),
-            save: None,
-            progress: true,
-        };
+        let secrets = self.args.secrets.clone();
+        let study = Study { resume, secrets, ..Study::new(plan, spec_toml, &self.args.common, self.command) };
         let (path, outcome) = self.run(&study, io)?;
         if outcome.interrupted {
             let how = "the same command goes on where this one ended";

@@ -32,6 +32,22 @@ pub(crate) struct Study {
     pub(crate) progress: bool,
 }
 
+impl Study {
+    /// A new run that shows its progress, without secrets and without a file beside the results.
+    pub(crate) fn new(plan: Plan, spec_toml: String, common: &RunCommon, command: &[String]) -> Self {
+        Self {
+            plan,
+            spec_toml,
+            resume: None,
+            common: common.clone(),
+            command: command.to_vec(),
+            secrets: SecretArgs::default(),
+            save: None,
+            progress: true,
+        }
+    }
+}
+
 pub(crate) fn run(study: &Study, io: &mut Io<'_>) -> Result<(), CliError> {
     refuse_debug_build(provenance::build().debug, study.common.allow_debug)?;
     let secrets = secrets::gather(&study.secrets, &study.plan, |name| std::env::var(name).ok())?;
