@@ -200,7 +200,7 @@ fn beside_nvml(script: &Script) -> Ran {
     let library = nvml_stub::install(dir.path(), script).unwrap().display().to_string();
     let power =
         ["--power-source", "nvml", "--nvml-library", &library, "--power-poll-hz", "200", "--idle", "0"];
-    let run = ["latency", "-m", "dummy:dense-tiny", "-p", "64", "-n", "400", "-r", "4", "--rounds", "1"];
+    let run = ["latency", "-m", "dummy:dense-tiny", "-p", "64", "-n", "1000", "-r", "4", "--rounds", "1"];
     ossbench(dir, &[&run[..], &power].concat())
 }
 
@@ -208,8 +208,10 @@ fn beside_nvml(script: &Script) -> Ran {
 fn joules_of_a_gpu_through_nvml() {
     let script = Script { devices: vec![gpu(Vec::new())], driver: "580.0".into(), ..Script::default() };
     let ran = beside_nvml(&script);
-    for metric in [Metric::AvgPower, Metric::PeakPower] {
-        let watts = ran.row(metric, "max").value.unwrap();
+    // The stub draws 250 W of real time, which a busy machine takes from one of the windows; that windows are exact
+    // is shown on recorded traces above.
+    for (metric, stat) in [(Metric::AvgPower, "p50"), (Metric::PeakPower, "max")] {
+        let watts = ran.row(metric, stat).value.unwrap();
         assert!((watts / 250.0 - 1.0).abs() < 0.02, "{} {watts}", metric.def().key);
     }
     assert_eq!(ran.row(Metric::PowerLimit, "value").value, Some(700.0));

@@ -164,9 +164,10 @@ mod tests {
     #[test]
     fn what_is_in_memory_grows_with_what_is_touched() {
         if let Some(before) = resident_memory() {
-            let touched = std::hint::black_box(vec![1_u8; 64 << 20]);
+            // Other tests of this process give memory back meanwhile, though by far not half of this.
+            let touched = std::hint::black_box(vec![1_u8; 256 << 20]);
             let during = resident_memory().unwrap();
-            assert!(during.now_bytes + (1 << 20) >= before.now_bytes + touched.len() as u64);
+            assert!(during.now_bytes + (128 << 20) >= before.now_bytes + touched.len() as u64);
             assert!(during.peak_bytes >= during.now_bytes);
         }
     }
