@@ -7,6 +7,7 @@
 
 pub mod client;
 pub mod clock;
+pub mod detail;
 pub mod event;
 pub mod load;
 pub mod memory;

@@ -166,6 +166,80 @@ pub const STUDY_LATENCY_COLUMNS: &[&str] = &[
     "ttft_ms",
 ];
 
+/// Columns of the study's unified memory CSV, in its order; `_mb` are MiB, and `kv_cache_*` are peaks of a request
+/// less what was allocated before it.
+pub const STUDY_MEMORY_COLUMNS: &[&str] = &[
+    "model_short",
+    "model",
+    "device_name",
+    "context_length",
+    "gen_tokens",
+    "total_tokens",
+    "baseline_alloc_mb",
+    "baseline_reserved_mb",
+    "after_tokenize_alloc_mb",
+    "after_tokenize_reserved_mb",
+    "after_generate_alloc_mb",
+    "after_generate_reserved_mb",
+    "peak_alloc_mb",
+    "peak_reserved_mb",
+    "tokenize_delta_alloc_mb",
+    "generate_delta_alloc_mb",
+    "total_delta_alloc_mb",
+    "kv_cache_alloc_mb",
+    "kv_cache_reserved_mb",
+    "memory_per_token_alloc_mb",
+    "memory_per_token_reserved_mb",
+    "util_after_percent_alloc",
+    "util_peak_percent_alloc",
+    "util_peak_percent_reserved",
+    "total_gpu_memory_mb",
+    "peak_memory_mb",
+    "memory_efficiency",
+];
+
+/// Columns of the study's unified energy CSV, in its order; `tokens_per_watt` are tokens per joule.
+pub const STUDY_ENERGY_COLUMNS: &[&str] = &[
+    "model_short",
+    "model",
+    "context_length",
+    "gen_tokens",
+    "ttft_ms",
+    "ttft_joules",
+    "decode_tokens_per_second",
+    "total_tokens_per_second",
+    "avg_gpu_power_watts",
+    "baseline_gpu_power_watts",
+    "avg_gpu_utilization_percent",
+    "avg_memory_utilization_percent",
+    "energy_per_decoded_token_joules",
+    "energy_per_1k_decoded_tokens_joules",
+    "energy_per_total_token_joules",
+    "tokens_per_watt",
+    "energy_per_1k_joules",
+    "TPOT_tokps",
+];
+
+/// Columns of the study's efficiency CSV, in its order; `peak_memory_GB` are GiB.
+pub const STUDY_APE_COLUMNS: &[&str] = &[
+    "model_id",
+    "model_name",
+    "architecture",
+    "organization",
+    "context_length",
+    "total_params_B",
+    "active_params_B",
+    "ttft_ms",
+    "tpot_tokps",
+    "peak_memory_GB",
+    "energy_per_1k_joules",
+    "tokens_per_watt",
+    "throughput_per_activeB_tokps_per_B",
+    "inv_ttft_per_activeB_tokps_per_B",
+    "tokens_per_watt_per_activeB",
+    "tokens_per_GB_tokps_per_GB",
+];
+
 /// One row of the study's unified latency CSV; field order is that of `STUDY_LATENCY_COLUMNS`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StudyLatencyRow {
@@ -188,4 +262,25 @@ pub struct StudyLatencyRow {
     pub context_length: u32,
     /// `TTFT_ms` again.
     pub ttft_ms: Option<f64>,
+}
+
+/// What the study's memory, energy and efficiency tables are computed from, beside rows: one cell that had
+/// a request.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StudyCell {
+    pub cell: Cell,
+    pub latency: StudyLatencyRow,
+    /// `None` where nobody counts allocations.
+    pub memory: Option<StudyMemory>,
+}
+
+/// Bytes by the program's allocator around a batch, each the median over the cell's batches.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct StudyMemory {
+    /// Before the prefill, the prompt's ids at hand.
+    pub before_bytes: f64,
+    /// After the last token, the cache still held.
+    pub held_bytes: f64,
+    /// Most at once in between.
+    pub peak_bytes: f64,
 }

@@ -8,6 +8,7 @@ mod counter;
 mod curve;
 mod device;
 mod figures;
+mod timeline;
 mod window;
 
 #[cfg(test)]
@@ -16,16 +17,18 @@ mod tests;
 pub use code::Code;
 
 use bench_core::Error;
+use bench_core::detail::PowerTimeline;
 use bench_core::load::Load;
 use bench_core::metric::Metric;
 use bench_core::plan::{Cell, Plan, derive_seed};
-use bench_core::power::{PowerScope, PowerTrace};
+use bench_core::power::{DeviceTrace, PowerScope, PowerTrace};
 use bench_core::sample::Estimate;
 use bench_core::trace::{RequestTrace, SteadyWindow, Timeline};
 use code::{Reasons, Value};
 use device::{Device, Measured, Reading, Tells};
 use figures::Figures;
 use std::collections::{BTreeMap, BTreeSet};
+use timeline::Timelines;
 use window::{Repeats, Window};
 
 /// Share of the readings per second that were asked for, below which the rate is noted as low.
@@ -40,6 +43,15 @@ pub struct Analysis<'a> {
     cell: &'a Cell,
     idle: BTreeMap<Key, Device>,
     trials: Vec<Trial>,
+    timelines: Timelines,
+}
+
+/// What a cell comes to.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Analyzed {
+    pub estimates: Vec<Estimate>,
+    /// Of each device in the first trial that has power.
+    pub power: Vec<PowerTimeline>,
 }
 
 #[derive(Default)]
@@ -58,12 +70,14 @@ struct Group<'g> {
 impl<'a> Analysis<'a> {
     /// `idle` is what the devices did before the first trial; without it there is no net energy.
     pub fn new(plan: &'a Plan, cell: &'a Cell, idle: Option<&PowerTrace>) -> Self {
-        Self { plan, cell, idle: idle.map(devices).unwrap_or_default(), trials: Vec::new() }
+        let idle = idle.map(devices).unwrap_or_default();
+        Self { plan, cell, idle, trials: Vec::new(), timelines: Timelines::default() }
     }
 
     /// Begins the next trial.
     pub fn trial(&mut self) {
         self.trials.push(Trial::default());
+        self.timelines.trial();
     }
 
     /// Takes in a measured request of the present trial.
@@ -71,29 +85,47 @@ impl<'a> Analysis<'a> {
     /// # Errors
     /// Events out of order.
     pub fn request(&mut self, request: &RequestTrace) -> Result<(), Error> {
-        // With a server the steady windows say all that is needed.
-        if self.cell.load == Load::Batch
-            && let Some(trial) = self.trials.last_mut()
-        {
-            window::add(&mut trial.repeats, request, &Timeline::read(&self.cell.id, request)?);
+        let Some(trial) = self.trials.last_mut() else { return Ok(()) };
+        // Of an answer that is not streamed nobody knows when its prefill ended.
+        let streamed = self.plan.server.as_ref().is_none_or(|s| s.stream);
+        let (shown, batch) = (streamed && self.timelines.wants_requests(), self.cell.load == Load::Batch);
+        // With a server the steady windows say all that the joules need.
+        if shown || batch {
+            let timeline = Timeline::read(&self.cell.id, request)?;
+            if shown {
+                self.timelines.request(&timeline);
+            }
+            if batch {
+                window::add(&mut trial.repeats, request, &timeline);
+            }
         }
         Ok(())
     }
 
     /// Takes in what the devices did during the present trial.
     pub fn power(&mut self, power: &PowerTrace) {
+        let idle = &self.idle;
+        self.timelines.power(power, |trace| {
+            let idle_w = idle.get(&key(trace)).and_then(|idle| idle.mean_power().ok());
+            (Device::new(trace, power.begin, power.end), idle_w)
+        });
         if let Some(trial) = self.trials.last_mut() {
             trial.devices = devices(power);
             trial.requested_hz = Some(power.requested_hz);
         }
     }
 
-    /// All estimates. `steady` are the steady windows of the cell's trials where requests are in flight
+    /// All estimates, and what pictures show. `steady` are the steady windows of the cell's trials where requests are in flight
     /// together; batches have windows of their own.
     ///
     /// # Errors
     /// None that a figure could cause: those that are not finite are missing.
-    pub fn finish(self, steady: &[SteadyWindow]) -> Result<Vec<Estimate>, Error> {
+    pub fn finish(mut self, steady: &[SteadyWindow]) -> Result<Analyzed, Error> {
+        let power = std::mem::take(&mut self.timelines).finish();
+        Ok(Analyzed { estimates: self.estimates(steady)?, power })
+    }
+
+    fn estimates(&self, steady: &[SteadyWindow]) -> Result<Vec<Estimate>, Error> {
         let keys: BTreeSet<Key> = self.trials.iter().flat_map(|t| t.devices.keys().copied()).collect();
         let mut estimates = Vec::new();
         for scope in PowerScope::ALL {
@@ -222,12 +254,12 @@ impl<'a> Analysis<'a> {
     }
 }
 
+fn key(trace: &DeviceTrace) -> Key {
+    (trace.device.scope, trace.device.index)
+}
+
 fn devices(power: &PowerTrace) -> BTreeMap<Key, Device> {
-    power
-        .devices
-        .iter()
-        .map(|d| ((d.device.scope, d.device.index), Device::new(d, power.begin, power.end)))
-        .collect()
+    power.devices.iter().map(|d| (key(d), Device::new(d, power.begin, power.end))).collect()
 }
 
 fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {

@@ -8,6 +8,6 @@ mod analysis;
 mod error;
 pub mod probe;
 
-pub use analysis::{Analysis, Code};
+pub use analysis::{Analysis, Analyzed, Code};
 pub use error::Error;
 pub use probe::{Opened, open};

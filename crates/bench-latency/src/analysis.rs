@@ -7,10 +7,12 @@ use crate::client::{Client, Measured, instrument_error};
 use crate::life::{Known, Life};
 use crate::sample::{self, OPTIONAL, Setting};
 use crate::server::Server;
+use crate::timelines::Timelines;
 use crate::verdict::{self, Evidence, SCHEDULE_LAG_LIMIT_MS, Whole};
 use crate::window::Windows;
 use crate::{Error, Result, study, summary};
 use bench_core::client::{Calibration, ClientHealth, Scrape};
+use bench_core::detail::{Distribution, MAX_STEPS, TokenTimeline};
 use bench_core::event::FailureKind;
 use bench_core::metric::{Metric, Per};
 use bench_core::plan::{Cell, Plan, derive_seed};
@@ -34,7 +36,19 @@ pub struct Analysis<'a> {
     token_source: Option<TokenSource>,
     client: Client,
     server: Server,
+    timelines: Timelines,
 }
+
+/// Metrics whose distributions are shown.
+const SHOWN: &[Metric] = &[
+    Metric::ScheduleLag,
+    Metric::Ttft,
+    Metric::TtftFromSchedule,
+    Metric::Ttfo,
+    Metric::Tpot,
+    Metric::Itl,
+    Metric::E2el,
+];
 
 /// What a cell comes to.
 #[derive(Debug, Clone, PartialEq)]
@@ -44,6 +58,10 @@ pub struct Analyzed {
     pub study: Option<StudyLatencyRow>,
     /// Of each trial that has one: what joules per token are made from where requests overlap.
     pub steady: Vec<SteadyWindow>,
+    /// Of times that have samples, in the order of metrics.
+    pub distributions: Vec<Distribution>,
+    /// The first request that succeeded, and the one with the longest gap where that is another.
+    pub timelines: Vec<TokenTimeline>,
 }
 
 impl<'a> Analysis<'a> {
@@ -62,6 +80,7 @@ impl<'a> Analysis<'a> {
             token_source: None,
             client: Client::default(),
             server: Server::default(),
+            timelines: Timelines::default(),
         }
     }
 
@@ -76,6 +95,7 @@ impl<'a> Analysis<'a> {
         }
         self.windows.round();
         self.server.round();
+        self.timelines.round();
         Ok(())
     }
 
@@ -95,6 +115,7 @@ impl<'a> Analysis<'a> {
             value.map_or(Ok(()), |value| Ok(tally.push(request.repeat, value)?))
         })?;
         self.windows.add(&life);
+        self.timelines.add(request.slot, &life);
         self.evidence.add(self.plan, self.cell, &life);
         if let Some(kind) = life.failure() {
             *self.failures.entry(kind).or_default() += 1;
@@ -118,7 +139,8 @@ impl<'a> Analysis<'a> {
 
     /// Bytes that are held for what was taken in so far.
     pub fn heap_bytes(&self) -> usize {
-        self.windows.heap_bytes() + self.samples.values().map(|(tally, _)| tally.heap_bytes()).sum::<usize>()
+        let samples = self.samples.values().map(|(tally, _)| tally.heap_bytes()).sum::<usize>();
+        self.windows.heap_bytes() + samples + self.timelines.heap_bytes()
     }
 
     /// The figures of the whole cell.
@@ -142,7 +164,7 @@ impl<'a> Analysis<'a> {
             .into_iter()
             .map(|(metric, value)| summary::of_cell(metric, value, succeeded.into(), requests.into()))
             .collect();
-        let mut distributions = Medians::default();
+        let (mut medians, mut distributions) = (Medians::default(), Vec::new());
         for (metric, (tally, missing)) in std::mem::take(&mut self.samples) {
             if tally.n() == 0 && OPTIONAL.contains(&metric) {
                 continue;
@@ -150,16 +172,17 @@ impl<'a> Analysis<'a> {
             let seed =
                 derive_seed(self.plan.seed, &format!("bootstrap.{}.{}", self.cell.id, metric.def().key));
             let clustered = tally.clustered(seed)?;
-            distributions.take(metric, &clustered);
+            medians.take(metric, &clustered);
+            distributions.extend(distribution(metric, &clustered));
             let error = calibration.and_then(|c| instrument_error(metric, self.cell, c));
             estimates.extend(summary::of_samples(metric, &clustered, missing, error));
         }
         estimates.sort_by_key(|e| e.metric);
         estimates.extend(self.failure_counts());
-        let lag_p99_ms = verdict::broken_lag(self.cell, flights.peak, distributions.lag_p99_ms);
+        let lag_p99_ms = verdict::broken_lag(self.cell, flights.peak, medians.lag_p99_ms);
         let measured = Measured {
-            ttft_ms: distributions.ttft_ms,
-            gap_ms: [distributions.itl_ms, distributions.tpot_ms].into_iter().flatten().reduce(f64::max),
+            ttft_ms: medians.ttft_ms,
+            gap_ms: [medians.itl_ms, medians.tpot_ms].into_iter().flatten().reduce(f64::max),
             lag: lag_p99_ms.map(|p99_ms| (p99_ms, SCHEDULE_LAG_LIMIT_MS)),
         };
         let client = self.client.judge(calibration, measured);
@@ -168,8 +191,10 @@ impl<'a> Analysis<'a> {
         let token_source = self.token_source;
         Ok(Analyzed {
             summary: Summary { estimates, requests, succeeded, token_source, verdict, client },
-            study: (requests > 0).then(|| study::row(self.plan, self.cell, &distributions.study)),
+            study: (requests > 0).then(|| study::row(self.plan, self.cell, &medians.study)),
             steady: flights.steady,
+            distributions,
+            timelines: self.timelines.finish(),
         })
     }
 
@@ -178,6 +203,13 @@ impl<'a> Analysis<'a> {
         let n = u64::from(self.evidence.requests());
         self.failures.iter().map(move |(kind, count)| summary::of_failures(*kind, *count, n))
     }
+}
+
+/// `None` of a metric that is not shown, and of no samples.
+fn distribution(metric: Metric, samples: &Clustered) -> Option<Distribution> {
+    let pooled = samples.pooled();
+    let shown = SHOWN.contains(&metric) && pooled.n() > 0;
+    shown.then(|| Distribution { metric, n: pooled.n(), steps: pooled.steps(MAX_STEPS) })
 }
 
 /// Figures of the samples that others are held against, whatever n supports.

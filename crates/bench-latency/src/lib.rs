@@ -14,6 +14,7 @@ mod sample;
 mod server;
 mod study;
 mod summary;
+mod timelines;
 mod verdict;
 mod window;
 
@@ -23,7 +24,7 @@ pub use client::{
     STALL_LIMIT_MS,
 };
 pub use request::{Attainment, Ended, ended};
-pub use sample::samples;
+pub use sample::{each_sample, samples};
 pub use study::study_rows;
 pub use summary::summarise;
 pub use verdict::SCHEDULE_LAG_LIMIT_MS;

@@ -7,7 +7,7 @@ use crate::{Analysis, Result};
 use bench_core::metric::{Metric, Per};
 use bench_core::plan::{Cell, Plan};
 use bench_core::sample::Sample;
-use bench_core::trace::{Timeline, TrialTrace};
+use bench_core::trace::{RequestTrace, Timeline, TrialTrace};
 use bench_core::unit::Nanos;
 
 /// Metrics that some targets cannot have: without any value in the cell they have no samples at all, instead
@@ -63,6 +63,27 @@ pub(crate) fn of_life(
         }
     }
     Ok(())
+}
+
+/// Hands each sample of one request to `take`, metric by metric; those that are missing are left out. For what is
+/// done with samples elsewhere: nothing is kept.
+///
+/// # Errors
+/// Events out of order.
+pub fn each_sample(
+    plan: &Plan,
+    cell: &Cell,
+    target: &str,
+    request: &RequestTrace,
+    mut take: impl FnMut(Metric, f64),
+) -> Result<()> {
+    let life = Life::read(&cell.id, request)?;
+    of_life(&life, Setting::new(plan, target), |metric, value| {
+        if let Some(value) = value {
+            take(metric, value);
+        }
+        Ok(())
+    })
 }
 
 /// All samples of `cell`: per request (or gap) of `trials` in their order, then one per figure of the whole

@@ -10,6 +10,7 @@ use bench_core::trace::{RequestTrace, SteadyWindow, TrialTrace};
 use bench_core::unit::Nanos;
 use std::fmt::Write as _;
 
+mod detail;
 mod load;
 mod served;
 

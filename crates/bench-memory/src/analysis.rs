@@ -12,8 +12,10 @@ use bench_core::memory::{Heap, MemoryTrace, ProcessMemory};
 use bench_core::metric::Metric;
 use bench_core::plan::{Cell, Plan, derive_seed};
 use bench_core::power::{PowerSample, PowerScope, PowerTrace};
+use bench_core::row::StudyMemory;
 use bench_core::sample::Estimate;
 use bench_core::shape::ModelFacts;
+use bench_core::stats::Distribution;
 use std::collections::BTreeMap;
 
 /// Nobody counts the allocations of this program.
@@ -38,6 +40,8 @@ pub struct Analysis<'a> {
     trial: u32,
     /// By metric and scope.
     samples: BTreeMap<(Metric, Option<String>), Samples>,
+    /// Bytes before, with the cache held, and at the peak of each batch that has all three.
+    heaps: Vec<[u64; 3]>,
     /// Any trace came from a target that tells the moments of a batch.
     moments: bool,
     peak: TrialPeak,
@@ -62,6 +66,8 @@ type MemoryOf = fn(&PowerSample) -> Option<u64>;
 pub struct CellMemory {
     /// In the order of the metrics.
     pub estimates: Vec<Estimate>,
+    /// The readings that the study's memory table is computed from.
+    pub study: Option<StudyMemory>,
     pub(crate) point: Point,
 }
 
@@ -74,6 +80,7 @@ impl<'a> Analysis<'a> {
             facts,
             trial: 0,
             samples: BTreeMap::new(),
+            heaps: Vec::new(),
             moments: false,
             peak: TrialPeak::default(),
             held: Held::default(),
@@ -89,6 +96,11 @@ impl<'a> Analysis<'a> {
     /// Takes in the readings around a measured batch of the present trial.
     pub fn memory(&mut self, trace: &MemoryTrace) {
         self.moments |= trace.first_token.is_some() || trace.held.is_some();
+        self.heaps.extend(trace.before.zip(trace.held).map(|(before, held)| {
+            let peak =
+                trace.first_token.map_or(held.peak_bytes, |first| first.peak_bytes.max(held.peak_bytes));
+            [before.live_bytes, held.live_bytes, peak]
+        }));
         for (metric, scope, reading) in of_heap(trace) {
             self.push(metric, scope, trace.repeat, reading);
         }
@@ -158,7 +170,7 @@ impl<'a> Analysis<'a> {
         }
         estimates.sort_by_key(|e| e.metric);
         let point = Point::new(self.cell, self.facts, retained, measured);
-        CellMemory { estimates, point }
+        CellMemory { estimates, study: medians(&self.heaps), point }
     }
 
     fn push(&mut self, metric: Metric, scope: Option<&str>, group: u32, reading: Reading) {
@@ -194,6 +206,15 @@ impl<'a> Analysis<'a> {
         ];
         figures.map(|(metric, bytes)| of_cell(metric, Ok(bytes as f64))).into()
     }
+}
+
+/// The study printed one reading of each; over several batches it is their median.
+fn medians(heaps: &[[u64; 3]]) -> Option<StudyMemory> {
+    let of = |which: usize| {
+        let values = heaps.iter().map(|heap| heap[which] as f64).collect();
+        Distribution::new(values).ok()?.quantile(0.5)
+    };
+    Some(StudyMemory { before_bytes: of(0)?, held_bytes: of(1)?, peak_bytes: of(2)? })
 }
 
 fn is_of_heap(metric: Metric) -> bool {

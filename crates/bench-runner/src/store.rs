@@ -2,15 +2,17 @@
 //!
 //! ```text
 //! results/raw/<run_id>/spec.toml  plan.json  provenance.json  calibration.json  idle.json  .lock
-//!                      bandwidth.json  accuracy/<model>.json
+//!                      bandwidth.json  accuracy/<model>.json  SHA256SUMS
 //!                      cells/<cell_id>/round-000.jsonl
 //! ```
 //! A trial file is there whole or not at all. Nothing here looks into the events.
 
 mod files;
+mod sums;
 mod trial;
 
 pub use files::Medium;
+pub use sums::{SumCheck, SumFinding, check_sums};
 pub use trial::{Stored, TrialHeader, TrialReader, TrialWriter, read_trial};
 
 use crate::plan_diff;
@@ -121,6 +123,12 @@ impl RunFolder {
         folder.check_plan(plan)?;
         folder.lock = Some(acquire(path)?);
         folder.remove_leftovers()?;
+        if !sums::heal(path)? {
+            let sums = sums::SUMS;
+            folder.notes.push(format!(
+                "the run began with a version that wrote no {sums}: its sums are those of the files as they are now"
+            ));
+        }
         folder.notes.extend(build_note(&folder.provenance.build, &provenance.build));
         folder.provenance.resumptions.push(Resumption {
             started_at: provenance.started_at.clone(),
@@ -174,6 +182,15 @@ impl RunFolder {
     /// Where the trial's file is, or will be.
     pub fn trial_path(&self, trial: &Trial) -> PathBuf {
         self.path.join(CELLS).join(&trial.cell).join(format!("round-{:03}.jsonl", trial.round))
+    }
+
+    /// The files of cell `id`'s trials that are there, relative to the run's folder, rounds ascending.
+    pub fn trial_files(&self, id: &str) -> Vec<String> {
+        let mut own: Vec<_> = self.plan.trials.iter().filter(|t| t.cell == id).collect();
+        own.sort_by_key(|t| t.round);
+        let paths = own.into_iter().map(|trial| self.trial_path(trial)).filter(|path| path.exists());
+        let relative = |path: PathBuf| path.strip_prefix(&self.path).map(|p| p.display().to_string());
+        paths.filter_map(|path| relative(path).ok()).collect()
     }
 
     /// Reads the trial's file to its end: a damaged one is an error, not a trial to run again.
@@ -258,12 +275,7 @@ impl RunFolder {
 
     /// Stores a file beside the trial's; one that stands there from an attempt that was cut is replaced.
     pub fn write_beside(&self, trial: &Trial, name: &str, bytes: &[u8]) -> Result<()> {
-        let path = self.trial_path(trial).with_file_name(name);
-        let write = || {
-            path.parent().map_or(Ok(()), fs::create_dir_all)?;
-            write_whole(&path, bytes)
-        };
-        write().map_err(|source| Error::Write { path: path.clone(), folder: self.path.clone(), source })
+        self.put(&self.trial_path(trial).with_file_name(name), bytes)
     }
 
     /// What the load generator adds at the load of cell `id`; `None` where it was not measured.
@@ -275,12 +287,7 @@ impl RunFolder {
     pub fn record_calibration(&self, id: &str, calibration: &Calibration) -> Result<()> {
         let mut known = self.calibrations()?;
         known.cells.entry(id.to_owned()).or_insert_with(|| calibration.clone());
-        let path = self.path.join(CALIBRATION);
-        write_whole(&path, &pretty(&known)).map_err(|source| Error::Write {
-            path,
-            folder: self.path.clone(),
-            source,
-        })
+        self.put(&self.path.join(CALIBRATION), &pretty(&known))
     }
 
     /// What power was drawn before the first trial; `None` where it was not read.
@@ -294,7 +301,7 @@ impl RunFolder {
 
     pub fn record_idle(&self, power: &PowerTrace) -> Result<()> {
         let idle = Idle { schema_version: bench_core::SCHEMA_VERSION, power: power.clone() };
-        self.write_named(IDLE, &pretty(&idle))
+        self.put(&self.path.join(IDLE), &pretty(&idle))
     }
 
     /// Memory bandwidth of the machine; `None` where it was not measured.
@@ -304,7 +311,7 @@ impl RunFolder {
     }
 
     pub fn record_bandwidth(&self, bandwidth: &Bandwidth) -> Result<()> {
-        self.write_named(BANDWIDTH, &pretty(bandwidth))
+        self.put(&self.path.join(BANDWIDTH), &pretty(bandwidth))
     }
 
     /// The file of accuracies of model `label`, as it was given; `None` where there is none.
@@ -314,22 +321,21 @@ impl RunFolder {
     }
 
     pub fn record_accuracy(&self, label: &str, json: &[u8]) -> Result<()> {
-        let path = self.accuracy_path(label);
-        let write = || {
-            path.parent().map_or(Ok(()), fs::create_dir_all)?;
-            write_whole(&path, json)
-        };
-        write().map_err(|source| Error::Write { path: path.clone(), folder: self.path.clone(), source })
+        self.put(&self.accuracy_path(label), json)
     }
 
     fn accuracy_path(&self, label: &str) -> PathBuf {
         self.path.join("accuracy").join(format!("{label}.json"))
     }
 
-    fn write_named(&self, name: &str, bytes: &[u8]) -> Result<()> {
-        let path = self.path.join(name);
-        let failed = |source| Error::Write { path: path.clone(), folder: self.path.clone(), source };
-        write_whole(&path, bytes).map_err(failed)
+    /// Writes a file of this run whole and notes its sum.
+    fn put(&self, path: &Path, bytes: &[u8]) -> Result<()> {
+        let write = || {
+            path.parent().map_or(Ok(()), fs::create_dir_all)?;
+            write_whole(path, bytes)?;
+            sums::note(&self.path, path, sums::of_bytes(bytes))
+        };
+        write().map_err(|source| Error::Write { path: path.to_owned(), folder: self.path.clone(), source })
     }
 
     fn calibrations(&self) -> Result<Calibrations> {
@@ -341,12 +347,7 @@ impl RunFolder {
     }
 
     fn write_provenance(&self) -> Result<()> {
-        let path = self.path.join(PROVENANCE);
-        write_whole(&path, &pretty(&self.provenance)).map_err(|source| Error::Write {
-            path,
-            folder: self.path.clone(),
-            source,
-        })
+        self.put(&self.path.join(PROVENANCE), &pretty(&self.provenance))
     }
 
     /// Files under temporary names are unfinished: their trial runs again.
@@ -374,9 +375,17 @@ impl RunFolder {
 
 /// The runs below `results_dir/raw`, sorted by name; none if there is no such folder.
 pub fn list_runs(results_dir: &Path) -> Result<Vec<PathBuf>> {
-    let mut runs = subfolders(&results_dir.join("raw"))?;
-    runs.retain(|p| p.join(PLAN).is_file() && !file_name(p).starts_with('.'));
+    let mut runs = list_folders(results_dir)?;
+    runs.retain(|p| p.join(PLAN).is_file());
     Ok(runs)
+}
+
+/// Every folder below `results_dir/raw`, those that cannot be opened as a run too: a report says why it
+/// leaves them out.
+pub fn list_folders(results_dir: &Path) -> Result<Vec<PathBuf>> {
+    let mut folders = subfolders(&results_dir.join("raw"))?;
+    folders.retain(|p| !file_name(p).starts_with('.'));
+    Ok(folders)
 }
 
 /// Writes the three files into `draft`, locks it, and gives it its final name.
@@ -402,6 +411,7 @@ fn fill(
             continue;
         }
         write_whole(&draft.join(PROVENANCE), &pretty(&provenance))?;
+        sums::list_all(draft).map_err(io::Error::other)?;
         match fs::rename(draft, &path) {
             // Another process took the name between the look and the rename.
             Err(e) if e.kind() == io::ErrorKind::DirectoryNotEmpty => {}

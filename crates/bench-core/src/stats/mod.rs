@@ -4,6 +4,7 @@
 //! Which metric is summarised how stands in the metric crates, and nothing here knows a metric.
 
 mod cluster;
+mod compare;
 mod distribution;
 mod interval;
 mod regression;
@@ -15,6 +16,10 @@ mod tally;
 mod coverage;
 
 pub use cluster::{Clustered, MIN_CLUSTERS};
+pub use compare::{
+    Bounded, Change, Collector, Comparison, Measured, ROUNDS_AS_UNITS, ROUNDS_DIFFER, Ranked, Samples, Side,
+    TESTED_REPEATS, Test, Unit, compare, holm, mann_whitney, shift, smallest_p,
+};
 pub use distribution::{Distribution, HISTOGRAM_FROM};
 pub use interval::{mean_interval, quantile_interval, wilson_interval};
 pub use regression::{Line, least_squares};

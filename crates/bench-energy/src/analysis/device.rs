@@ -226,6 +226,15 @@ impl Device {
         least && (0.0..=most).contains(&watts)
     }
 
+    /// Whether a reading told what power is made of, and a device can mean it.
+    pub(crate) fn is_told(&self, sample: &PowerSample) -> bool {
+        if self.is_from_counter() {
+            sample.energy_j.is_some_and(|joules| joules.is_finite() && joules >= 0.0)
+        } else {
+            sample.power_w.is_some_and(|watts| self.is_sane(watts))
+        }
+    }
+
     /// Mean power between readings of the counter, as steps.
     fn take_counter_for_power(&mut self) {
         for pair in self.counter.updates().windows(2) {
@@ -238,7 +247,7 @@ impl Device {
         self.flags.extend(self.counter_flags.iter().copied());
     }
 
-    fn is_from_counter(&self) -> bool {
+    pub(crate) fn is_from_counter(&self) -> bool {
         self.about.reading == PowerReading::FromCounter
     }
 

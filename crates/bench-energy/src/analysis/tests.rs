@@ -14,6 +14,7 @@ use bench_core::unit::Nanos;
 mod codes;
 mod exact;
 mod shape;
+mod timeline;
 
 fn plan(repeats: u32, batch: u32) -> Plan {
     let text = format!(
@@ -146,7 +147,7 @@ fn of_batches(requests: &[RequestTrace], power: &PowerTrace, idle: Option<&Power
         analysis.request(request).unwrap();
     }
     analysis.power(power);
-    analysis.finish(&[]).unwrap()
+    analysis.finish(&[]).unwrap().estimates
 }
 
 fn row<'e>(estimates: &'e [Estimate], metric: Metric, scope: &str, stat: Stat) -> Option<&'e Estimate> {

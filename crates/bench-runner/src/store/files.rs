@@ -66,7 +66,8 @@ impl Version {
             return Ok(());
         }
         Err(format!(
-            "schema version {found}, but this build reads {SCHEMA_VERSION}: use the build that wrote it"
+            "schema version {found}, expected {SCHEMA_VERSION}: measure again, or read it with the version of ossbench \
+             that wrote it"
         ))
     }
 }

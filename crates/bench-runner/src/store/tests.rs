@@ -177,3 +177,98 @@ fn damage_is_found_with_file_and_line() {
         assert!(error.starts_with(&expected) && error.contains(problem), "{problem}: {error}");
     }
 }
+
+/// Paths that are not as the run's sums say, each with how.
+fn wrong(folder: &RunFolder) -> Vec<SumFinding> {
+    check_sums(folder.path()).unwrap().unwrap().findings
+}
+
+fn go_on(folder: RunFolder) -> RunFolder {
+    let path = folder.path().to_owned();
+    drop(folder);
+    RunFolder::resume(&path, &plan(), &crate::provenance::gather(&plan(), &[])).unwrap()
+}
+
+#[test]
+fn every_file_has_its_sum_as_soon_as_it_is_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut folder = folder(dir.path());
+    assert_eq!(check_sums(folder.path()).unwrap().unwrap().files, 3, "spec, plan, provenance");
+    assert_eq!(wrong(&folder), []);
+    write(&folder, 0).unwrap();
+    assert_eq!(wrong(&folder), [], "a trial's sum is made while it is written");
+    folder.record_accuracy("a", b"{}").unwrap();
+    folder.write_beside(&folder.plan().trials[0], "engine.log", b"text").unwrap();
+    folder.provenance.command.push("changed".to_owned());
+    folder.write_provenance().unwrap();
+    folder.record_idle(&PowerTrace::default()).unwrap();
+    assert_eq!(wrong(&folder), []);
+    assert_eq!(check_sums(folder.path()).unwrap().unwrap().files, 7);
+
+    let path = folder.path().join(IDLE);
+    fs::write(&path, "{}").unwrap();
+    fs::remove_file(folder.path().join(SPEC)).unwrap();
+    fs::write(folder.path().join("new"), "").unwrap();
+    let names: Vec<_> = wrong(&folder).iter().map(|f| format!("{f:?}")).collect();
+    let [changed, unlisted, missing] = names.as_slice() else { panic!("{names:?}") };
+    assert!(changed.starts_with("Changed { path: \"idle.json\""), "{changed}");
+    assert_eq!(unlisted, "Unlisted { path: \"new\" }");
+    assert_eq!(missing, "Missing { path: \"spec.toml\" }");
+}
+
+#[test]
+fn a_trial_that_a_killed_process_did_not_list_is_listed_when_the_run_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = folder(dir.path());
+    let before = fs::read(folder.path().join(sums::SUMS)).unwrap();
+    write(&folder, 0).unwrap();
+    fs::write(folder.path().join(sums::SUMS), before).unwrap();
+    assert!(matches!(wrong(&folder).as_slice(), [SumFinding::Unlisted { .. }]));
+    assert_eq!(wrong(&go_on(folder)), []);
+}
+
+#[test]
+fn a_part_that_is_kept_takes_its_sum_along() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = folder(dir.path());
+    let trial = folder.plan().trials[0].clone();
+    let part = folder.begin_trial(&trial, &header(&trial)).unwrap().finish(false).unwrap();
+    let after_part = fs::read(folder.path().join(sums::SUMS)).unwrap();
+    write(&folder, 0).unwrap();
+    assert_eq!(wrong(&folder), []);
+    let listed = fs::read_to_string(folder.path().join(sums::SUMS)).unwrap();
+    assert!(listed.contains("round-000.partial-0.jsonl"), "{listed}");
+
+    // Killed after both renames, before the list was written.
+    fs::write(folder.path().join(sums::SUMS), &after_part).unwrap();
+    let folder = go_on(folder);
+    assert_eq!(wrong(&folder), []);
+    // Killed between the renames.
+    fs::write(folder.path().join(sums::SUMS), &after_part).unwrap();
+    fs::remove_file(&part).unwrap();
+    let folder = go_on(folder);
+    assert_eq!(wrong(&folder), []);
+    write(&folder, 0).unwrap();
+    assert_eq!(wrong(&folder), []);
+}
+
+#[test]
+fn going_on_does_not_hide_that_a_listed_file_was_changed() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = folder(dir.path());
+    let path = write(&folder, 0).unwrap();
+    fs::write(&path, fs::read_to_string(&path).unwrap().replace("\"ab\"", "\"ac\"")).unwrap();
+    assert!(matches!(wrong(&go_on(folder)).as_slice(), [SumFinding::Changed { .. }]));
+}
+
+#[test]
+fn a_run_without_sums_gets_them_when_it_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = folder(dir.path());
+    write(&folder, 0).unwrap();
+    fs::remove_file(folder.path().join(sums::SUMS)).unwrap();
+    assert_eq!(check_sums(folder.path()).unwrap(), None);
+    let folder = go_on(folder);
+    assert!(folder.notes().iter().any(|note| note.contains(sums::SUMS)), "{:?}", folder.notes());
+    assert_eq!(wrong(&folder), []);
+}

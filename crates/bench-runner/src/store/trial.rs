@@ -3,6 +3,7 @@
 //! Requests go to disk as they end; the events of a whole trial are never held here.
 
 use super::files::{Medium, Opener, Version, sync_folder, temporary};
+use super::sums::{self, hex};
 use crate::{Error, Result};
 use bench_core::client::{ClientHealth, Scrape};
 use bench_core::memory::MemoryTrace;
@@ -12,7 +13,6 @@ use bench_core::trace::{RequestTrace, TrialTrace};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::borrow::Cow;
-use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -123,12 +123,18 @@ impl TrialWriter {
         write_line(&mut self.out, &Line::Footer(Footer { complete, lines: self.lines, sha256 }))?;
         self.out.flush()?;
         self.out.get_ref().medium.sync()?;
-        if self.path.exists() {
-            fs::rename(&self.path, free_partial_name(&self.path))?;
+        let whole = hex(&self.out.get_ref().hasher.clone().finalize());
+        let kept = self.path.exists().then(|| free_partial_name(&self.path));
+        if let Some(kept) = &kept {
+            fs::rename(&self.path, kept)?;
         }
         fs::rename(&self.temp, &self.path)?;
         self.renamed = true;
-        self.path.parent().map_or(Ok(()), sync_folder)
+        self.path.parent().map_or(Ok(()), sync_folder)?;
+        match kept {
+            Some(kept) => sums::note_moved(&self.folder, &self.path, &kept, whole),
+            None => sums::note(&self.folder, &self.path, whole),
+        }
     }
 
     fn line(&mut self, line: &Line) -> Result<()> {
@@ -154,6 +160,13 @@ fn free_partial_name(path: &Path) -> PathBuf {
         number += 1;
     }
     named(number)
+}
+
+/// The name under which a kept part stood before: `a/round-000.jsonl` of `a/round-000.partial-0.jsonl`;
+/// `None` for any other file.
+pub(super) fn kept_from(path: &str) -> Option<String> {
+    let (stem, number) = path.strip_suffix(".jsonl")?.rsplit_once(".partial-")?;
+    number.bytes().all(|b| b.is_ascii_digit()).then(|| format!("{stem}.jsonl"))
 }
 
 fn write_line(out: &mut impl Write, line: &Line) -> io::Result<()> {
@@ -365,12 +378,4 @@ fn empty_trace(header: TrialHeader) -> TrialTrace {
         started_at_unix_ms: header.started_at_unix_ms,
         ..TrialTrace::default()
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    let mut text = String::with_capacity(bytes.len() * 2);
-    for byte in bytes {
-        let _ = write!(text, "{byte:02x}");
-    }
-    text
 }

@@ -210,7 +210,7 @@ fn where_requests_overlap_the_steady_window_counts() {
     let window =
         |trial, from, to, output_tokens| SteadyWindow { trial, from: ns(from), to: ns(to), output_tokens };
     let steady = [window(0, 2.0, 12.0, 400.0), window(1, 52.0, 72.0, 800.5), window(2, 92.0, 93.0, 10.0)];
-    let estimates = analysis.finish(&steady).unwrap();
+    let estimates = analysis.finish(&steady).unwrap().estimates;
     let at = |metric, stat| row(&estimates, metric, "gpu_board", stat).and_then(|e| e.value);
     let exact = [draw.between(2.0, 12.0), draw.between(52.0, 72.0)];
     assert!(relative(at(Metric::EnergyTrapz, Stat::Min), exact[0]) < 1e-9);
@@ -230,7 +230,7 @@ fn without_any_power_there_is_nothing() {
     let mut analysis = Analysis::new(&plan, &plan.cells[0], Some(&idle));
     analysis.trial();
     analysis.request(&request(0, 0, (1.0, 2.0, 4.0), 9)).unwrap();
-    assert_eq!(analysis.finish(&[]).unwrap(), []);
+    assert_eq!(analysis.finish(&[]).unwrap().estimates, []);
     let estimates = of_batches(&[request(0, 0, (1.0, 2.0, 4.0), 9)], &of_devices(Vec::new()), Some(&idle));
     assert_eq!(estimates, []);
 }
