@@ -1,8 +1,10 @@
 //! Axes: range, ticks and labels, and the place of a number between two pixels.
 
-/// How numbers are spread over an axis.
+use super::chart::Spread;
+
+/// How a number becomes a share of the axis.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Scale {
+enum Scale {
     Linear,
     Log,
 }
@@ -23,19 +25,56 @@ const Y_LOG_RATIO: f64 = 50.0;
 const X_LOG_RATIO: f64 = 4.0;
 
 impl Axis {
+    /// `ends` of intervals get room, but do not decide between linear and logarithmic.
+    pub(super) fn new(spread: &Spread, values: &[f64], ends: &[f64]) -> Self {
+        match spread {
+            Spread::Auto => Self::for_values(values, ends),
+            Spread::Zero => {
+                let (low, high) = range(values.iter().chain(ends));
+                Self::from_zero(low, high)
+            }
+            Spread::Tight => Self::tight(values, ends),
+            Spread::Fixed(low, high) => Self::linear(*low, *high),
+            Spread::Grid => Self::for_grid(values),
+            Spread::Names(names) => Self::names(names),
+        }
+    }
+
     /// From zero, unless the values spread over too many orders; room for every interval.
-    pub(super) fn for_values(values: &[f64], ends: &[f64]) -> Self {
+    fn for_values(values: &[f64], ends: &[f64]) -> Self {
         let (low, high) = range(values.iter().chain(ends));
         let (least, most) = range(values);
         if least > 0.0 && most / least >= Y_LOG_RATIO {
             // An interval that reaches zero must not stretch the axis without end.
             return Self::log(low.max(least / 10.0) / 1.15, high * 1.15);
         }
+        Self::from_zero(low, high)
+    }
+
+    fn from_zero(low: f64, high: f64) -> Self {
         Self::linear(low.min(0.0), if high > 0.0 { high * 1.06 } else { 1.0 })
     }
 
+    /// Between the ends with a little room; no zero.
+    fn tight(values: &[f64], ends: &[f64]) -> Self {
+        let (low, high) = range(values.iter().chain(ends));
+        let (least, most) = range(values);
+        if least > 0.0 && most / least >= Y_LOG_RATIO {
+            return Self::log(low.max(least / 10.0) / 1.15, high * 1.15);
+        }
+        // What begins at zero, such as time, begins at the axis.
+        let pad = if high > low { (high - low) * 0.04 } else { high.abs().max(1.0) / 2.0 };
+        Self::linear(if low == 0.0 { 0.0 } else { low - pad }, high + pad)
+    }
+
+    /// Half a step of room on both sides of the first and the last.
+    fn names(names: &[String]) -> Self {
+        let ticks = names.iter().enumerate().map(|(i, name)| (i as f64, name.clone())).collect();
+        Self { scale: Scale::Linear, low: -0.5, high: names.len().max(1) as f64 - 0.5, ticks }
+    }
+
     /// Ticks at the values themselves: prompt lengths are chosen, not found.
-    pub(super) fn for_grid(values: &[f64]) -> Self {
+    fn for_grid(values: &[f64]) -> Self {
         let (low, high) = range(values);
         let mut ticks = values.to_vec();
         ticks.sort_by(f64::total_cmp);

@@ -11,7 +11,7 @@ pub(super) const DPI: u32 = 600;
 const OVERSAMPLING: u32 = 2;
 /// The name under which the built-in font is registered is also what a viewer of the SVG looks for.
 const FAMILY: &str = "DejaVu Sans, Verdana, sans-serif";
-static FONT: &[u8] = include_bytes!("../../assets/DejaVuSans-subset.ttf");
+pub(super) static FONT: &[u8] = include_bytes!("../../assets/DejaVuSans-subset.ttf");
 
 pub(super) type Place = (i32, i32);
 
@@ -62,13 +62,16 @@ struct FontMetric {
     size_per_em: f64,
     /// From the baseline down to where a text with `VPos::Bottom` has its place, per em.
     below_baseline: f64,
+    /// Whether a wide line is drawn piece by piece: the bitmap backend's own corners shoot far beyond a sharp turn.
+    pieces: bool,
 }
 
 /// The backend divides by 1.24, and lifts by half an ex, which in this font is 0.547 em.
-const SVG: FontMetric = FontMetric { size_per_em: 1.24, below_baseline: 0.547 / 2.0 };
+const SVG: FontMetric = FontMetric { size_per_em: 1.24, below_baseline: 0.547 / 2.0, pieces: false };
 /// The glyphs fill ascent and descent, 0.928 and 0.236 em; the baseline lies (1 / 1.24 - 1 / 2) of that
 /// above.
-const BITMAP: FontMetric = FontMetric { size_per_em: 1.164, below_baseline: 1.164 * (1.0 / 1.24 - 0.5) };
+const BITMAP: FontMetric =
+    FontMetric { size_per_em: 1.164, below_baseline: 1.164 * (1.0 / 1.24 - 0.5), pieces: true };
 /// Height of a capital letter or digit, per em.
 const CAPITAL: f64 = 0.729;
 
@@ -141,6 +144,21 @@ fn encode(pixels: &[u8], scene: &Scene) -> Result<Vec<u8>, png::EncodingError> {
     Ok(bytes)
 }
 
+/// The lines between points, longer by half of `width` where another follows: full corners, and no sharp ones.
+fn pieces(points: &[Place], width: u32) -> Vec<Vec<Place>> {
+    let last = points.len().saturating_sub(2);
+    let piece = |(index, pair): (usize, &[Place])| {
+        let (from, to) = (pair[0], pair[1]);
+        let (dx, dy) = (f64::from(to.0 - from.0), f64::from(to.1 - from.1));
+        let by = f64::from(width) / 2.0 / dx.hypot(dy).max(1.0);
+        let along = |share: f64| ((dx * share).round() as i32, (dy * share).round() as i32);
+        let (before, after) =
+            (along(if index > 0 { by } else { 0.0 }), along(if index < last { by } else { 0.0 }));
+        vec![(from.0 - before.0, from.1 - before.1), (to.0 + after.0, to.1 + after.1)]
+    };
+    points.windows(2).enumerate().map(piece).collect()
+}
+
 fn paint<B: DrawingBackend>(
     area: &DrawingArea<B, Shift>,
     scene: &Scene,
@@ -153,7 +171,11 @@ fn paint<B: DrawingBackend>(
         match shape {
             Shape::Line { points, width, color } => {
                 let style = color.stroke_width(width * scale as u32);
-                area.draw(&PathElement::new(points.iter().map(place).collect::<Vec<_>>(), style))?;
+                let points: Vec<Place> = points.iter().map(place).collect();
+                for piece in if metric.pieces { pieces(&points, width * scale as u32) } else { vec![points] }
+                {
+                    area.draw(&PathElement::new(piece, style))?;
+                }
             }
             Shape::Area { points, color } => {
                 area.draw(&Polygon::new(points.iter().map(place).collect::<Vec<_>>(), color.filled()))?;
@@ -171,4 +193,17 @@ fn paint<B: DrawingBackend>(
         }
     }
     area.present()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn corners_are_full_and_never_longer_than_half_the_width() {
+        let steps = [(0, 0), (100, 0), (100, 50), (101, 0)];
+        let expected = [vec![(0, 0), (104, 0)], vec![(100, -4), (100, 54)], vec![(100, 54), (101, 0)]];
+        assert_eq!(pieces(&steps, 8), expected);
+        assert_eq!(pieces(&[(1, 2), (3, 4)], 8), [vec![(1, 2), (3, 4)]]);
+    }
 }
