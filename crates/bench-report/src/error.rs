@@ -33,6 +33,10 @@ pub enum Error {
     },
     #[error("cannot draw figure of {metric}: {message}")]
     Figure { metric: &'static str, message: String },
+    #[error("cannot make report.html: {0}")]
+    Page(String),
+    #[error("cannot write the comparison as CSV: {message}")]
+    Comparison { message: String },
     #[error("unknown format \"{given}\"; valid: {valid}")]
     Format { given: String, valid: String },
 }

@@ -3,7 +3,7 @@
 //! Terminal, Markdown and LaTeX differ only in how they set it.
 
 use crate::round::{Rounded, round};
-use crate::view::{LATENCY, Shown, View, short_name};
+use crate::view::{LATENCY, Shown, View};
 use crate::wide::WideRow;
 use bench_core::metric::Metric;
 
@@ -119,16 +119,6 @@ impl<'a> Grid<'a> {
         let mut metrics: Vec<_> = self.shown.iter().map(|s| s.metric).collect();
         metrics.dedup();
         metrics
-    }
-
-    /// What the headings mean: `TTFT: Time to first token, token[0] - sent (ms).`
-    pub(crate) fn definitions(&self) -> impl Iterator<Item = String> {
-        self.metrics().into_iter().map(|metric| {
-            let def = metric.def();
-            let name = short_name(metric);
-            let title = if name == def.title { String::new() } else { format!("{}, ", def.title) };
-            format!("{name}: {title}{} ({}).", def.definition, def.unit)
-        })
     }
 }
 

@@ -4,21 +4,28 @@
 //! writes is a view: made again from the same rows it has the same bytes, whatever their order.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod audit;
+mod cell;
+mod compare;
 mod error;
 mod figure;
 mod file;
 mod grid;
+mod html;
 mod latex;
 mod load;
+mod numbers;
 mod order;
 mod rebuild;
 mod round;
 mod study;
 mod table;
 pub mod unified;
+pub mod verify;
 mod view;
 mod wide;
 
+pub use compare::{CellKey, Compared, Comparisons, Counts, Gate, Judged, Outcome, render_comparisons};
 pub use error::Error;
 pub use rebuild::{ReportFiles, ReportInputs, ReportPaths, RunInput, latest, rebuild, write_csv};
 pub use table::{Format, render};

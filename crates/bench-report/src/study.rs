@@ -1,15 +1,29 @@
-//! The latency table of the original study, column for column.
+//! The result tables of the original study, column for column.
 //!
-//! A compatibility view: its figures follow the study's own formulas and names, though some of them say
+//! Compatibility views: their figures follow the study's own formulas and names, though some of them say
 //! something else than what they hold (`TPOT_tokps` is a rate that includes prefill). The long table is the one to use.
+
+mod derive;
+mod single;
 
 use crate::RunInput;
 use crate::wide::csv_line;
 use bench_core::row::{STUDY_LATENCY_COLUMNS, StudyLatencyRow};
 use serde_json::{Value, json};
 
+/// Every table of the study, with its file name.
+pub(crate) fn csvs(runs: &[RunInput]) -> [(&'static str, String); 4] {
+    let cells = single::cells(runs);
+    [
+        ("study_unified_latency.csv", csv(runs)),
+        ("study_unified_memory.csv", single::memory(&cells)),
+        ("study_unified_energy.csv", single::energy(&cells)),
+        ("study_ape_analysis.csv", single::ape(&cells)),
+    ]
+}
+
 /// The table of all runs: by run, model, prompt and output tokens.
-pub(crate) fn csv(runs: &[RunInput]) -> String {
+fn csv(runs: &[RunInput]) -> String {
     let mut rows: Vec<(&str, &StudyLatencyRow)> =
         runs.iter().flat_map(|run| run.study_rows.iter().map(|row| (run.run_id.as_str(), row))).collect();
     rows.sort_by(|a, b| key(a).cmp(&key(b)));

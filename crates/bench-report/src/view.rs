@@ -200,7 +200,12 @@ impl Shown {
 
     /// `ttft_p50_ms`, `peak_process_max_bytes`: scope and statistic between the metric's name and its unit.
     pub(crate) fn column(&self, end: &str) -> String {
-        let (name, unit) = self.metric.def().split_unit();
+        format!("{}{end}{}", self.name(), self.metric.def().split_unit().1)
+    }
+
+    /// A column's name without its unit: `ttft_p50`.
+    pub(crate) fn name(&self) -> String {
+        let (name, _) = self.metric.def().split_unit();
         let scope = match self.scope {
             Scope::Named(scope) => format!("_{scope}"),
             Scope::Row | Scope::Any => String::new(),
@@ -209,7 +214,7 @@ impl Shown {
             Stat::Value => String::new(),
             stat => format!("_{}", stat.key()),
         };
-        format!("{name}{scope}{stat}{end}{unit}")
+        format!("{name}{scope}{stat}")
     }
 
     /// Two lines for the head of a table: `TTFT` and `p50`, `System token` and `rate`.

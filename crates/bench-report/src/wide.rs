@@ -5,9 +5,7 @@
 use crate::load::LoadText;
 use crate::order::by_cell;
 use crate::view::View;
-use bench_core::metric::Metric;
 use bench_core::row::Row;
-use bench_core::sample::Stat;
 use serde_json::{Map, Value, json};
 use std::fmt::Write as _;
 
@@ -47,11 +45,6 @@ pub(crate) struct WideRow<'a> {
 impl WideRow<'_> {
     pub(crate) fn is_valid(&self) -> bool {
         self.verdict == "VALID"
-    }
-
-    pub(crate) fn figure(&self, metric: Metric, stat: Stat) -> Figure {
-        let index = self.view.shown.iter().position(|f| f.metric == metric && f.stat == stat);
-        index.map_or_else(Figure::default, |i| self.figures[i])
     }
 }
 
