@@ -7,7 +7,9 @@ use std::path::PathBuf;
 
 mod ablate;
 mod ape;
+mod audit;
 mod bandwidth;
+mod compare;
 mod fit;
 mod instrument;
 mod latency;
@@ -16,11 +18,14 @@ mod power;
 mod safety;
 mod search;
 mod serve;
+mod verify;
 mod vllm;
 
 pub use ablate::{AblateArgs, Ablation};
 pub use ape::ApeArgs;
+pub use audit::AuditArgs;
 pub use bandwidth::BandwidthArgs;
+pub use compare::{CompareArgs, Wanted};
 pub use fit::{FitArgs, FitAttemptArgs};
 pub use instrument::{CalibrateArgs, MockServerArgs};
 pub use latency::{LatencyArgs, SaveArgs};
@@ -29,6 +34,7 @@ pub use power::PowerArgs;
 pub use safety::SafetyArgs;
 pub use search::{Over, SearchArgs};
 pub use serve::{Backend, LoadArgs, Pattern, PromptArgs, SecretArgs, ServerArgs};
+pub use verify::VerifyArgs;
 pub use vllm::{FLAGS, Flag, Refused, Support};
 
 /// Measure how open-weight language models behave when they are served.
@@ -66,10 +72,16 @@ pub enum Command {
     Analyze(ReportArgs),
     /// Rebuild every CSV, figure and table from raw results
     Report(ReportArgs),
+    /// Hold raw files against their sums, and rows, figures and tables against what raw files give now
+    Verify(VerifyArgs),
+    /// Hold two runs against each other, cell by cell: difference, interval, verdict; a gate for CI
+    Compare(Box<CompareArgs>),
     /// Measure how fast this machine reads and copies memory
     Bandwidth(BandwidthArgs),
     /// Print efficiency per active parameter of stored runs, or of the original study's files
     Ape(ApeArgs),
+    /// Hold published tables of results against their own arithmetic and against physics
+    Audit(AuditArgs),
     /// Vary one thing at a time: decoding, precision, context, server, batch
     Ablate(Box<AblateArgs>),
     /// Ask benign and borderline prompts and count refusals; or write the overview of licenses

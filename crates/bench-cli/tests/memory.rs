@@ -7,6 +7,7 @@ use bench_core::memory::MemoryTrace;
 use bench_core::metric::Metric;
 use bench_core::row::Row;
 use bench_runner::store::{RunFolder, list_runs};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
 
@@ -76,6 +77,64 @@ fn the_cache_is_what_theory_says_and_parts_add_up_to_the_peaks() {
         ring(CONTEXTS[3])
     );
     peaks_add_up(dir.path(), &rows);
+    the_studys_tables_follow(dir.path());
+}
+
+/// Columns by name of each line of a table; its fields hold no line breaks.
+fn table(path: &Path, published: &str) -> Vec<BTreeMap<String, String>> {
+    let text = std::fs::read_to_string(path).unwrap();
+    assert_eq!(text.lines().next(), published.lines().next());
+    let fields = |line: &str| {
+        let (mut fields, mut quoted) = (vec![String::new()], false);
+        for c in line.chars() {
+            match c {
+                '"' => quoted = !quoted,
+                ',' if !quoted => fields.push(String::new()),
+                c => fields.last_mut().unwrap().push(c),
+            }
+        }
+        fields
+    };
+    let columns = fields(published.lines().next().unwrap());
+    let record = |line: &str| columns.iter().cloned().zip(fields(line)).collect();
+    text.lines().skip(1).map(record).collect()
+}
+
+/// The study's formulas hold in its tables of this run; what was not measured is empty.
+fn the_studys_tables_follow(dir: &Path) {
+    let golden = |name| {
+        std::fs::read_to_string(format!("{}/../../tests/golden/study/{name}", env!("CARGO_MANIFEST_DIR")))
+    };
+    let read = |name: &str, published| table(&dir.join("results").join(name), &golden(published).unwrap());
+    let memory = read("study_unified_memory.csv", "unified_memory.csv");
+    let ape = read("study_ape_analysis.csv", "ape_analysis.csv");
+    assert_eq!((memory.len(), ape.len()), (2 * CONTEXTS.len(), 2 * CONTEXTS.len()));
+    for (row, ape) in memory.iter().zip(&ape) {
+        let of = |column: &str| row[column].parse::<f64>().unwrap_or_else(|_| panic!("{column}: {row:?}"));
+        let same = |a: f64, b: f64| assert!((a / b - 1.0).abs() < 1e-9, "{a} {b} in {row:?}");
+        let (tokens, peak) = (of("total_tokens"), of("peak_alloc_mb"));
+        same(tokens, of("context_length") + of("gen_tokens"));
+        same(of("generate_delta_alloc_mb"), of("after_generate_alloc_mb") - of("after_tokenize_alloc_mb"));
+        same(of("kv_cache_alloc_mb"), peak - of("after_tokenize_alloc_mb"));
+        same(of("memory_per_token_alloc_mb"), of("kv_cache_alloc_mb") / tokens);
+        same(of("memory_efficiency"), tokens / peak);
+        same(of("peak_memory_mb"), peak);
+        for unknown in
+            ["baseline_alloc_mb", "peak_reserved_mb", "total_gpu_memory_mb", "util_peak_percent_alloc"]
+        {
+            assert_eq!(row[unknown], "", "{unknown}");
+        }
+        let of = |column: &str| ape[column].parse::<f64>().unwrap_or_else(|_| panic!("{column}: {ape:?}"));
+        assert_eq!((&ape["model_id"], &ape["context_length"]), (&row["model_short"], &row["context_length"]));
+        let experts = ape["model_id"] == "gpt-oss-nano";
+        assert_eq!(ape["architecture"], if experts { "MoE" } else { "Dense" });
+        assert_eq!((ape["organization"].as_str(), ape["energy_per_1k_joules"].as_str()), ("", ""));
+        same(of("peak_memory_GB"), peak / 1024.0);
+        same(of("throughput_per_activeB_tokps_per_B"), of("tpot_tokps") / of("active_params_B"));
+        same(of("inv_ttft_per_activeB_tokps_per_B"), 1000.0 / of("ttft_ms") / of("active_params_B"));
+        same(of("tokens_per_GB_tokps_per_GB"), of("tpot_tokps") / of("peak_memory_GB"));
+        assert!(of("active_params_B") < of("total_params_B"));
+    }
 }
 
 /// What was there before, the cache of theory and the activations of preflight's formula are the peak of the prefill;

@@ -5,7 +5,7 @@ use crate::args::{PathArgs, ReportArgs};
 use crate::{CliError, Io};
 use bench_core::provenance::Machine;
 use bench_report::{Format, ReportFiles, ReportInputs, ReportPaths, RunInput};
-use bench_runner::store::{RunFolder, list_runs};
+use bench_runner::store::{RunFolder, list_folders};
 use std::path::Path;
 
 pub(crate) fn run(args: &ReportArgs, io: &mut Io<'_>) -> Result<(), CliError> {
@@ -28,8 +28,8 @@ pub(crate) fn some_runs(results: &Path, io: &mut Io<'_>) -> Result<ReportInputs,
 
 /// Reads and analyzes every run under `results`. A run that cannot be read is said and left out.
 pub(crate) fn analyzed_runs(results: &Path, io: &mut Io<'_>) -> Result<ReportInputs, CliError> {
-    let mut runs = Vec::new();
-    for path in list_runs(results)? {
+    let (mut runs, mut left_out) = (Vec::new(), Vec::new());
+    for path in list_folders(results)? {
         match analyze_run(&path) {
             Ok((run, notes)) => {
                 for note in notes {
@@ -37,17 +37,26 @@ pub(crate) fn analyzed_runs(results: &Path, io: &mut Io<'_>) -> Result<ReportInp
                 }
                 runs.push(run);
             }
-            Err(error) => writeln!(io.err, "ossbench: {} is left out: {error}", path.display())?,
+            Err(error) => {
+                writeln!(io.err, "ossbench: {} is left out: {error}", path.display())?;
+                left_out.push(self::left_out(&path, &error));
+            }
         }
     }
-    Ok(ReportInputs { runs })
+    Ok(ReportInputs { runs, left_out })
+}
+
+/// How a report tells of a run that it does not have: without the folder in which this machine keeps its runs.
+pub(crate) fn left_out(path: &Path, error: &CliError) -> String {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    format!("{name}: {}", error.to_string().replace(&path.display().to_string(), &name))
 }
 
 /// The rows of one run, and what could not be used of it.
 pub(crate) fn analyze_run(path: &Path) -> Result<(RunInput, Vec<String>), CliError> {
     let folder = RunFolder::open(path)?;
     let run = Run::new(&folder)?;
-    let Joined { rows, study_rows } = run.join()?;
+    let Joined { rows, cells, study_rows, study_cells } = run.join()?;
     let (plan, provenance) = (folder.plan(), folder.provenance());
     let input = RunInput {
         run_id: folder.run_id().to_owned(),
@@ -55,13 +64,18 @@ pub(crate) fn analyze_run(path: &Path) -> Result<(RunInput, Vec<String>), CliErr
         machine: describe(&provenance.machine),
         plan_hash: provenance.plan_hash.clone(),
         rows,
+        cells,
+        plan: Some(plan.clone()),
+        provenance: Some(provenance.clone()),
+        notes: run.notes.clone(),
         study_rows,
+        study_cells,
     };
     Ok((input, run.notes.clone()))
 }
 
 /// A machine in one line, for captions.
-fn describe(machine: &Machine) -> String {
+pub(crate) fn describe(machine: &Machine) -> String {
     let memory = machine.memory_bytes.map(|bytes| format!("{:.0} GiB", bytes as f64 / f64::from(1 << 30)));
     let cores = format!("{} cores", machine.cores);
     let parts = [Some(machine.cpu.clone()), Some(cores), memory].into_iter().flatten();
@@ -110,6 +124,15 @@ pub(crate) fn print_files(files: &ReportFiles, format: Format, io: &mut Io<'_>) 
         for path in paths {
             writeln!(stream, "{what:<7} {}", path.display())?;
         }
+    }
+    Ok(())
+}
+
+/// Where the page is that shows everything: said last, since it is what to open.
+pub(crate) fn print_page(files: &ReportFiles, format: Format, io: &mut Io<'_>) -> Result<(), CliError> {
+    let stream: &mut dyn std::io::Write = if format == Format::Table { io.out } else { io.err };
+    if let Some(page) = &files.page {
+        writeln!(stream, "{:<7} {}", "page", page.display())?;
     }
     Ok(())
 }

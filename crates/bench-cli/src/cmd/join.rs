@@ -6,12 +6,12 @@
 use crate::CliError;
 use bench_ape::{Accuracies, Inputs, Routing};
 use bench_core::client::Calibration;
+use bench_core::detail::CellDetail;
 use bench_core::plan::{Cell, Plan};
 use bench_core::power::PowerTrace;
-use bench_core::row::{Row, StudyLatencyRow, rows};
+use bench_core::row::{Row, StudyCell, StudyLatencyRow, rows};
 use bench_core::sample::{Estimate, Summary};
 use bench_core::shape::ModelFacts;
-use bench_latency::Analyzed;
 use bench_memory::CellMemory;
 use bench_runner::store::{RunFolder, Stored, TrialReader};
 use std::collections::BTreeMap;
@@ -30,7 +30,17 @@ pub(crate) struct Run<'a> {
 /// Rows of a run, and its view by the formulas of the study.
 pub(crate) struct Joined {
     pub(crate) rows: Vec<Row>,
+    pub(crate) cells: Vec<CellDetail>,
     pub(crate) study_rows: Vec<StudyLatencyRow>,
+    pub(crate) study_cells: Vec<StudyCell>,
+}
+
+/// One cell as it was read: what the rows are made of, and what goes past them.
+struct Read<'a> {
+    parts: Parts<'a>,
+    memory: CellMemory,
+    detail: CellDetail,
+    study: Option<StudyLatencyRow>,
 }
 
 /// One cell, each crate's part for itself.
@@ -68,24 +78,26 @@ impl<'a> Run<'a> {
     pub(crate) fn join(&self) -> Result<Joined, CliError> {
         let (plan, debug) = (self.folder.plan(), self.folder.provenance().build.debug);
         let (mut parts, mut memories) = (Vec::new(), Vec::new());
-        let mut study_rows = Vec::new();
+        let (mut cells, mut study_rows, mut study_cells) = (Vec::new(), Vec::new(), Vec::new());
         for cell in &plan.cells {
-            let (part, memory, study) = self.cell(plan, cell, debug)?;
-            parts.push(part);
-            memories.push(memory);
-            study_rows.extend(study);
+            let read = self.cell(plan, cell, debug)?;
+            cells.extend(Some(read.detail).filter(|d| !d.raw.is_empty()));
+            study_cells.extend(read.study.iter().map(|latency| StudyCell {
+                cell: cell.clone(),
+                latency: latency.clone(),
+                memory: read.memory.study,
+            }));
+            parts.push(read.parts);
+            memories.push(read.memory);
+            study_rows.extend(read.study);
         }
         bench_memory::slopes(&mut memories);
         let of_cell = parts.into_iter().zip(memories);
-        Ok(Joined { rows: of_cell.flat_map(|(part, memory)| self.rows(part, memory)).collect(), study_rows })
+        let rows = of_cell.flat_map(|(part, memory)| self.rows(part, memory)).collect();
+        Ok(Joined { rows, cells, study_rows, study_cells })
     }
 
-    fn cell(
-        &self,
-        plan: &'a Plan,
-        cell: &'a Cell,
-        debug: bool,
-    ) -> Result<(Parts<'a>, CellMemory, Option<StudyLatencyRow>), CliError> {
+    fn cell(&self, plan: &'a Plan, cell: &'a Cell, debug: bool) -> Result<Read<'a>, CliError> {
         let mut latency = bench_latency::Analysis::new(plan, cell, self.target);
         let mut memory = bench_memory::Analysis::new(plan, cell, self.facts(cell));
         let mut energy = bench_energy::Analysis::new(plan, cell, self.idle.as_ref());
@@ -94,9 +106,18 @@ impl<'a> Run<'a> {
             take_in(trial?, &mut latency, &mut memory, &mut energy, &mut routing)?;
         }
         let calibration: Option<Calibration> = self.folder.calibration(&cell.id)?;
-        let Analyzed { summary, study, steady } = latency.finish(debug, calibration.as_ref())?;
-        let energy = energy.finish(&steady)?;
-        Ok((Parts { cell, summary, energy, routing }, memory.finish(), study))
+        let latency = latency.finish(debug, calibration.as_ref())?;
+        let energy = energy.finish(&latency.steady)?;
+        let detail = CellDetail {
+            cell: cell.clone(),
+            raw: self.folder.trial_files(&cell.id),
+            distributions: latency.distributions,
+            timelines: latency.timelines,
+            power: energy.power,
+        };
+        let (summary, energy) = (latency.summary, energy.estimates);
+        let parts = Parts { cell, summary, energy, routing };
+        Ok(Read { parts, memory: memory.finish(), detail, study: latency.study })
     }
 
     fn facts(&self, cell: &Cell) -> Option<&'a ModelFacts> {

@@ -3,9 +3,11 @@
 pub(crate) mod ablate;
 pub(crate) mod analyze;
 pub(crate) mod ape;
+pub(crate) mod audit;
 pub(crate) mod bandwidth;
 pub(crate) mod calibrate;
 pub(crate) mod chat;
+pub(crate) mod compare;
 pub(crate) mod doctor;
 pub(crate) mod engine_process;
 pub(crate) mod fit;
@@ -26,6 +28,7 @@ pub(crate) mod search;
 mod sheet;
 mod study;
 pub(crate) mod synth;
+pub(crate) mod verify;
 mod vllm;
 
 use crate::{CliError, Io};

@@ -8,7 +8,7 @@ mod decide;
 mod point;
 mod table;
 
-use super::analyze::{analyze_run, analyzed_runs, print_files, report_paths, study_of};
+use super::analyze::{analyze_run, analyzed_runs, print_files, print_page, report_paths, study_of};
 use super::probes::Meters;
 use super::read_spec;
 use super::study::{self, Study};
@@ -164,7 +164,9 @@ fn conclude(args: &SearchArgs, found: &Found, csv: &Path, io: &mut Io<'_>) -> Re
     }
     // Figures and tables of every level would be a page of names.
     let results = files.results.into_iter().chain([csv.to_owned()]).collect();
-    print_files(&ReportFiles { results, ..ReportFiles::default() }, format, io)?;
+    let listed = ReportFiles { results, page: files.page, ..ReportFiles::default() };
+    print_files(&listed, format, io)?;
+    print_page(&listed, format, io)?;
     match &found.end {
         End::Answer(_) => Ok(()),
         End::NoClaim { level, reason } => {

@@ -149,6 +149,7 @@ fn conclude(study: &Study, run_id: &str, outcome: &RunOutcome, io: &mut Io<'_>) 
     if let Some(options) = &study.save {
         save_result::write(options, &paths.results.join("raw").join(run_id), study.common.output, io)?;
     }
+    analyze::print_page(&files, study.common.output, io)?;
     if outcome.interrupted {
         let how = "what was finished is kept; go on with --resume";
         return Err(CliError::Interrupted(format!("stopped by Ctrl-C, {how} {run_id}")));
