@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::error::Error;
-use crate::{docs, tidy};
+use crate::{docs, paper, tidy};
 
 const FORMAT: &[&str] = &["fmt", "--all", "--check"];
 const CLIPPY: &[&str] = &["clippy", "--release", "--workspace", "--all-targets", "--", "-D", "warnings"];
@@ -23,6 +23,11 @@ pub(crate) fn run(root: &Path) -> Result<(), Error> {
     step("format", || cargo(root, "format", FORMAT))?;
     step("tidy", || tidy::run(root))?;
     step("generated references", || docs::check(root))?;
+    if paper::is_possible() {
+        step("paper", || paper::run(root))?;
+    } else {
+        println!("== paper: skipped, there is no TeX here; `cargo xtask paper` says how to get it");
+    }
     step("clippy", || cargo(root, "clippy", CLIPPY))?;
     step("tests", || test(root, &mut totals))?;
     println!("\n{}", totals.line());

@@ -11,6 +11,8 @@ pub(crate) enum Error {
     Tidy(usize),
     #[error("generated reference out of date: {}; `cargo xtask docs` writes it again", .0.join(", "))]
     Stale(Vec<String>),
+    #[error("{0}")]
+    Paper(String),
     #[error("step {step:?} failed with {status}; run `{command}` to see it alone")]
     Step { step: &'static str, status: String, command: String },
     #[error("cannot start `{command}`: {source}; is the toolchain of rust-toolchain.toml installed?")]

@@ -8,6 +8,7 @@
 mod ci;
 mod docs;
 mod error;
+mod paper;
 mod tidy;
 mod tree;
 
@@ -23,6 +24,7 @@ commands:
   ci              format, tidy, generated references, clippy, all tests; stops at the first failure
   tidy            architecture and style rules that the compiler does not know
   docs [--check]  write the generated references, or say which of them is stale
+  paper           paper/main.tex to target/paper/main.pdf
   help            this text
 
 exit codes: 0 ok, 1 a check failed, 2 usage
@@ -37,6 +39,7 @@ fn main() -> ExitCode {
         ["tidy"] => tidy::run(&root),
         ["docs"] => docs::write(&root),
         ["docs", "--check"] => docs::check(&root),
+        ["paper"] => paper::run(&root),
         ["help" | "--help" | "-h"] => {
             print!("{HELP}");
             Ok(())

@@ -5,6 +5,7 @@
 
 mod direction;
 mod layout;
+mod paper;
 mod places;
 mod prints;
 mod safety;
@@ -63,6 +64,7 @@ fn check(tree: &Tree) -> Vec<Finding> {
     let (sources, mut findings) = Source::parse_all(tree);
     findings.extend(direction::check(tree));
     findings.extend(layout::check(tree));
+    findings.extend(paper::check(tree));
     findings.extend(places::check(tree));
     findings.extend(words::check_comments(tree));
     for source in &sources {
