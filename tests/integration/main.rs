@@ -5,13 +5,16 @@
 
 mod ablate;
 mod ape;
+mod audit;
 mod checkpoint;
 mod cli;
 mod cli_http;
+mod compare;
 mod energy;
 mod golden_model;
 mod golden_units;
 mod hostile;
+mod html;
 mod hub;
 mod latency;
 mod llama;
@@ -22,5 +25,7 @@ mod report_views;
 mod resume;
 mod runner;
 mod safety;
+mod study_tables;
 mod text;
 mod text_prompt;
+mod verify;

@@ -47,7 +47,7 @@ fn run(rows: Vec<Row>) -> RunInput {
         machine: "Example".into(),
         plan_hash: "0123abcd".into(),
         rows,
-        study_rows: Vec::new(),
+        ..RunInput::default()
     }
 }
 
@@ -99,8 +99,11 @@ fn what_was_measured_beside_latency_has_tables_of_its_own() {
 #[test]
 fn every_view_has_its_files() {
     let folder = tempfile::tempdir().unwrap();
-    let files =
-        rebuild(&ReportInputs { runs: vec![measured()] }, &ReportPaths::under(folder.path())).unwrap();
+    let files = rebuild(
+        &ReportInputs { runs: vec![measured()], ..ReportInputs::default() },
+        &ReportPaths::under(folder.path()),
+    )
+    .unwrap();
     let read = |name: &str| fs::read_to_string(folder.path().join(name)).unwrap();
     let energy = read("results/wide_energy.csv");
     assert_eq!(energy.lines().count(), 3, "a row for each scope\n{energy}");
@@ -108,8 +111,17 @@ fn every_view_has_its_files() {
     assert_eq!(read("results/wide_efficiency.csv").lines().count(), 2);
     let names: Vec<_> =
         files.tables.iter().map(|p| p.file_name().unwrap().to_string_lossy().into_owned()).collect();
-    assert_eq!(names, ["demo_latency.tex", "demo_memory.tex", "demo_energy.tex", "demo_efficiency.tex"]);
+    let views = ["demo_latency.tex", "demo_memory.tex", "demo_energy.tex", "demo_efficiency.tex"];
+    assert_eq!(names[..4], views);
+    assert_eq!(names[4..], ["demo_numbers.tex", "definitions.tex", "constants.tex"]);
     assert!(read("paper/tables/demo_energy.tex").contains("\\label{tab:demo-energy}"));
+    let figures: Vec<_> =
+        files.figures.iter().map(|p| p.file_name().unwrap().to_string_lossy().into_owned()).collect();
+    let expected = ["ttft", "decode_rate", "kv", "memory"]
+        .iter()
+        .flat_map(|name| ["svg", "png", "pdf"].map(|kind| format!("demo_{name}.{kind}")));
+    assert_eq!(figures, expected.collect::<Vec<_>>());
+    assert!(read("figs/demo_kv.svg").contains("KV cache (MiB), median"));
 }
 
 #[test]
