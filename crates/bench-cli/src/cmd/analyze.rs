@@ -120,10 +120,16 @@ pub(crate) fn print_latest(inputs: &ReportInputs, format: Format, io: &mut Io<'_
 /// Where everything is; on standard error when output is for a machine.
 pub(crate) fn print_files(files: &ReportFiles, format: Format, io: &mut Io<'_>) -> Result<(), CliError> {
     let stream: &mut dyn std::io::Write = if format == Format::Table { io.out } else { io.err };
-    for (what, paths) in [("csv", &files.results), ("figure", &files.figures), ("table", &files.tables)] {
+    for (what, paths) in [("csv", &files.results), ("table", &files.tables)] {
         for path in paths {
             writeln!(stream, "{what:<7} {}", path.display())?;
         }
+    }
+    // The formats of a figure stand beside each other.
+    for formats in files.figures.chunk_by(|a, b| a.with_extension("") == b.with_extension("")) {
+        let kinds: Vec<_> = formats.iter().filter_map(|p| Some(p.extension()?.to_string_lossy())).collect();
+        let figure = formats[0].with_extension("");
+        writeln!(stream, "{:<7} {}.{{{}}}", "figure", figure.display(), kinds.join(","))?;
     }
     Ok(())
 }
