@@ -135,3 +135,26 @@ fn without_a_meter_the_energy_table_is_its_header() {
     assert!(ape.iter().all(|row| row["energy_per_1k_joules"].is_empty()));
     near(&ape[0], "tpot_tokps", 41.0 / 6.0);
 }
+
+#[test]
+fn audit_recognises_a_runs_tables_as_the_studys() {
+    let dir = TempDir::new().unwrap();
+    measured(dir.path(), true);
+    let tables = [
+        ("study_unified_latency.csv", "study-latency"),
+        ("study_unified_memory.csv", "study-memory"),
+        ("study_unified_energy.csv", "study-energy"),
+        ("study_ape_analysis.csv", "study-ape"),
+    ];
+    let mut args = ["ossbench", "audit"].map(OsString::from).to_vec();
+    args.extend(tables.map(|(file, _)| dir.path().join("results").join(file).into_os_string()));
+    let (mut out, mut err) = (Vec::new(), Vec::new());
+    let code = bench_cli::run(args, &mut out, &mut err);
+    let (out, err) = (String::from_utf8_lossy(&out), String::from_utf8_lossy(&err));
+    assert_eq!(code, 0, "{err}");
+    for (file, map) in tables {
+        assert!(out.contains(&format!("{file}: {map} (")), "{file}: {out}");
+    }
+    // The study's own column, by its own formula: what it is not stands in the audit, also of a table from here.
+    assert!(out.contains("rate-named-as-time"), "{out}");
+}

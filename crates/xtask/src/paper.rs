@@ -15,19 +15,26 @@ const PASSES: usize = 2;
 /// Boxes that stick out by less are seen by nobody.
 const OVERFULL_POINTS: f64 = 3.0;
 
-/// Whether the system has what compiles the paper.
+/// Packages of the paper that a small TeX does not have.
+const PACKAGES: [&str; 4] = ["booktabs.sty", "enumitem.sty", "lmodern.sty", "microtype.sty"];
+
+/// Whether the system has what compiles the paper, its packages among it.
 pub(crate) fn is_possible() -> bool {
-    let version =
-        Command::new(COMPILER).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
-    version.is_ok_and(|status| status.success())
+    let runs = |program: &str, args: &[&str]| {
+        let mut command = Command::new(program);
+        let status = command.args(args).stdout(Stdio::null()).stderr(Stdio::null()).status();
+        status.is_ok_and(|status| status.success())
+    };
+    runs(COMPILER, &["--version"]) && PACKAGES.iter().all(|package| runs("kpsewhich", &[package]))
 }
 
 /// Compiles `paper/main.tex` to `target/paper/main.pdf`.
 pub(crate) fn run(root: &Path) -> Result<(), Error> {
     if !is_possible() {
         return Err(Error::Paper(format!(
-            "`{COMPILER}` is not there; on Debian: apt-get install --no-install-recommends \
-             texlive-latex-recommended texlive-latex-extra texlive-fonts-recommended lmodern"
+            "`{COMPILER}` is not there, or has not all of {}; on Debian: apt-get install \
+             --no-install-recommends texlive-latex-recommended texlive-latex-extra texlive-fonts-recommended lmodern",
+            PACKAGES.join(", ")
         )));
     }
     let out = root.join("target/paper");
