@@ -197,18 +197,7 @@ fn peak(estimates: &[Estimate]) -> Option<(f64, String)> {
 
 /// A figure without samples of its own.
 fn computed(metric: Metric, value: f64) -> Estimate {
-    Estimate {
-        metric,
-        scope: None,
-        stat: Stat::Value,
-        value: Some(value),
-        interval: None,
-        instrument_error: None,
-        n: 0,
-        missing: 0,
-        missing_reason: String::new(),
-        bounded: None,
-    }
+    Estimate::of_cell(metric, Some(value), 0)
 }
 
 /// `source` times `factor` as another metric, its interval with it.

@@ -7,6 +7,7 @@ use crate::{Error, Inputs, Result, Routing, estimates};
 use bench_core::load::Load;
 use bench_core::metric::Metric;
 use bench_core::plan::Cell;
+use bench_core::row::STUDY_APE_COLUMNS;
 use bench_core::sample::{Estimate, Stat};
 use bench_core::shape::ModelFacts;
 use csv::StringRecord;
@@ -46,18 +47,11 @@ pub struct Figures {
 }
 
 impl Figures {
-    /// Columns of the study's table, in its order.
-    pub const COLUMNS: [&str; 9] = [
-        "ttft_ms",
-        "tpot_tokps",
-        "peak_memory_GB",
-        "energy_per_1k_joules",
-        "tokens_per_watt",
-        "throughput_per_activeB_tokps_per_B",
-        "inv_ttft_per_activeB_tokps_per_B",
-        "tokens_per_watt_per_activeB",
-        "tokens_per_GB_tokps_per_GB",
-    ];
+    /// Columns of figures in the study's table, in its order; those before them say which cell a row is.
+    pub const COLUMNS: [&'static str; 9] = match STUDY_APE_COLUMNS.last_chunk() {
+        Some(figures) => *figures,
+        None => panic!("the study's table has sixteen columns"),
+    };
 
     /// In the order of [`Self::COLUMNS`].
     pub fn values(&self) -> [f64; 9] {
@@ -124,16 +118,9 @@ impl StudyRow {
     /// Our definitions on the study's measurements, for a model of the sizes `facts`.
     pub fn ours(&self, facts: &ModelFacts, bandwidth_bytes_s: f64) -> Ours {
         let value = |metric, stat, value, scope: Option<&str>| Estimate {
-            metric,
             scope: scope.map(str::to_owned),
             stat,
-            value: Some(value),
-            interval: None,
-            instrument_error: None,
-            n: 0,
-            missing: 0,
-            missing_reason: String::new(),
-            bounded: None,
+            ..Estimate::of_cell(metric, Some(value), 0)
         };
         let peak_bytes = self.again.peak_gib * f64::from(1_u32 << 30);
         let median = Stat::Quantile(0.5);

@@ -10,7 +10,7 @@ mod text;
 pub use text::render_comparisons;
 
 use bench_core::metric::{Better, Metric};
-use bench_core::row::Row;
+use bench_core::plan::Cell;
 use bench_core::stats::{ALPHA, Change, Comparison, holm};
 
 /// What cells of two runs are matched by.
@@ -27,16 +27,16 @@ pub struct CellKey {
 }
 
 impl CellKey {
-    /// The key columns of a row.
-    pub fn of(row: &Row) -> Self {
+    /// What its rows say of a cell.
+    pub fn of(cell: &Cell) -> Self {
         Self {
-            model: row.model.clone(),
-            prompt_tokens: row.prompt_tokens,
-            output_tokens: row.output_tokens,
-            batch: row.batch,
-            load: row.load.clone(),
-            concurrency: row.concurrency,
-            request_rate: row.request_rate,
+            model: cell.model.clone(),
+            prompt_tokens: cell.prompt_tokens,
+            output_tokens: cell.output_tokens,
+            batch: cell.batch,
+            load: cell.load.key(),
+            concurrency: cell.load.concurrency(),
+            request_rate: cell.load.rate(),
         }
     }
 }

@@ -119,7 +119,11 @@ fn of_figure(shown: &Shown, figure: &Figure) -> Vec<(&'static str, String)> {
     let printed = |value: f64| shown.printed_value(value);
     let Some(value) = figure.value.map(printed) else { return Vec::new() };
     let rounded = round(value, figure.low.map(printed), figure.high.map(printed));
-    let mut all = vec![("", number(&rounded.value)), ("-n", figure.n.to_string())];
+    let mut all = vec![("", number(&rounded.value))];
+    // What is computed from sizes alone has no samples to quote.
+    if figure.n > 0 {
+        all.push(("-n", figure.n.to_string()));
+    }
     if let Some((low, high)) = &rounded.interval {
         let end = |end: &Option<String>| end.as_deref().map_or_else(|| "--".to_owned(), number);
         all.push(("-ci", format!("{{[}}{}, {}{{]}}", end(low), end(high))));

@@ -7,13 +7,13 @@ use crate::CliError;
 use bench_ape::{Accuracies, Inputs, Routing};
 use bench_core::client::Calibration;
 use bench_core::detail::CellDetail;
-use bench_core::plan::{Cell, Plan};
+use bench_core::plan::Cell;
 use bench_core::power::PowerTrace;
 use bench_core::row::{Row, StudyCell, StudyLatencyRow, rows};
 use bench_core::sample::{Estimate, Summary};
 use bench_core::shape::ModelFacts;
 use bench_memory::CellMemory;
-use bench_runner::store::{RunFolder, Stored, TrialReader};
+use bench_runner::store::{RunFolder, Stored};
 use std::collections::BTreeMap;
 
 /// What the cells of a run share.
@@ -76,11 +76,10 @@ impl<'a> Run<'a> {
 
     /// Reads and analyzes every cell.
     pub(crate) fn join(&self) -> Result<Joined, CliError> {
-        let (plan, debug) = (self.folder.plan(), self.folder.provenance().build.debug);
         let (mut parts, mut memories) = (Vec::new(), Vec::new());
         let (mut cells, mut study_rows, mut study_cells) = (Vec::new(), Vec::new(), Vec::new());
-        for cell in &plan.cells {
-            let read = self.cell(plan, cell, debug)?;
+        for cell in &self.folder.plan().cells {
+            let read = self.cell(cell)?;
             cells.extend(Some(read.detail).filter(|d| !d.raw.is_empty()));
             study_cells.extend(read.study.iter().map(|latency| StudyCell {
                 cell: cell.clone(),
@@ -97,15 +96,16 @@ impl<'a> Run<'a> {
         Ok(Joined { rows, cells, study_rows, study_cells })
     }
 
-    fn cell(&self, plan: &'a Plan, cell: &'a Cell, debug: bool) -> Result<Read<'a>, CliError> {
-        let mut latency = bench_latency::Analysis::new(plan, cell, self.target);
-        let mut memory = bench_memory::Analysis::new(plan, cell, self.facts(cell));
-        let mut energy = bench_energy::Analysis::new(plan, cell, self.idle.as_ref());
-        let mut routing = Routing::default();
+    fn cell(&self, cell: &'a Cell) -> Result<Read<'a>, CliError> {
+        let mut readers = Readers::new(self.folder, cell, self.idle.as_ref());
         for trial in self.folder.streams(&cell.id) {
-            take_in(trial?, &mut latency, &mut memory, &mut energy, &mut routing)?;
+            for line in trial? {
+                readers.take(&line?)?;
+            }
         }
+        let Readers { latency, memory, energy, routing } = readers;
         let calibration: Option<Calibration> = self.folder.calibration(&cell.id)?;
+        let debug = self.folder.provenance().build.debug;
         let latency = latency.finish(debug, calibration.as_ref())?;
         let energy = energy.finish(&latency.steady)?;
         let detail = CellDetail {
@@ -144,38 +144,52 @@ impl<'a> Run<'a> {
     }
 }
 
-/// One line at a time, so that a trial of any length fits.
-fn take_in(
-    trial: TrialReader,
-    latency: &mut bench_latency::Analysis<'_>,
-    memory: &mut bench_memory::Analysis<'_>,
-    energy: &mut bench_energy::Analysis<'_>,
-    routing: &mut Routing,
-) -> Result<(), CliError> {
-    for line in trial {
-        match line? {
+/// What the metric crates make of one cell: each stored line goes to those that want it, one at a time, so that a
+/// trial of any length fits.
+pub(crate) struct Readers<'a> {
+    pub(crate) latency: bench_latency::Analysis<'a>,
+    pub(crate) memory: bench_memory::Analysis<'a>,
+    pub(crate) energy: bench_energy::Analysis<'a>,
+    pub(crate) routing: Routing,
+}
+
+impl<'a> Readers<'a> {
+    pub(crate) fn new(run: &'a RunFolder, cell: &'a Cell, idle: Option<&'a PowerTrace>) -> Self {
+        let plan = run.plan();
+        let facts = run.provenance().models.get(&cell.model);
+        Self {
+            latency: bench_latency::Analysis::new(plan, cell, plan.target.kind.key()),
+            memory: bench_memory::Analysis::new(plan, cell, facts),
+            energy: bench_energy::Analysis::new(plan, cell, idle),
+            routing: Routing::default(),
+        }
+    }
+
+    pub(crate) fn take(&mut self, line: &Stored) -> Result<(), CliError> {
+        let Self { latency, memory, energy, routing } = self;
+        match line {
             Stored::Header(header) => {
                 latency.trial(header.trial, &header.cell)?;
                 memory.trial();
                 energy.trial();
             }
             Stored::Request(request) => {
-                latency.request(&request)?;
-                energy.request(&request)?;
+                latency.request(request)?;
+                energy.request(request)?;
             }
-            Stored::Client(health) => latency.client(&health),
+            Stored::Client(health) => latency.client(health),
             Stored::Scrape(scrape) => {
-                latency.scrape(&scrape);
-                memory.scrape(&scrape);
+                latency.scrape(scrape);
+                memory.scrape(scrape);
             }
-            Stored::Memory(trace) => memory.memory(&trace),
-            Stored::Experts(experts) => routing.add(&experts),
+            Stored::Memory(trace) => memory.memory(trace),
+            Stored::Experts(experts) => routing.add(experts),
             Stored::Power(power) => {
-                memory.power(&power);
-                energy.power(&power);
+                memory.power(power);
+                energy.power(power);
             }
             Stored::Warmup(_) | Stored::End { .. } => {}
         }
+        Ok(())
     }
-    Ok(())
 }

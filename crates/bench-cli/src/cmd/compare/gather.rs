@@ -6,6 +6,7 @@
 use super::sides::{Places, Side};
 use crate::CliError;
 use crate::args::Wanted;
+use crate::cmd::join::Readers;
 use bench_core::metric::{Metric, Per};
 use bench_core::plan::{Cell, derive_seed};
 use bench_core::sample::{Estimate, Stat, Summary, TokenSource};
@@ -74,41 +75,21 @@ struct Read {
 }
 
 fn read(run: &RunFolder, cell: &Cell, wanted: &[Wanted]) -> Result<Read, CliError> {
-    let (plan, target) = (run.plan(), run.plan().target.kind.key());
-    let facts = run.provenance().models.get(&cell.model);
     let idle = run.idle()?;
-    let mut latency = bench_latency::Analysis::new(plan, cell, target);
-    let mut memory = bench_memory::Analysis::new(plan, cell, facts);
-    let mut energy = bench_energy::Analysis::new(plan, cell, idle.as_ref());
+    let mut readers = Readers::new(run, cell, idle.as_ref());
     let mut samples = Sampler::new(run, cell, wanted);
     for trial in run.streams(&cell.id) {
         for line in trial? {
-            match line? {
-                Stored::Header(header) => {
-                    latency.trial(header.trial, &header.cell)?;
-                    memory.trial();
-                    energy.trial();
-                    samples.round = header.round;
-                }
-                Stored::Request(request) => {
-                    latency.request(&request)?;
-                    energy.request(&request)?;
-                    samples.request(&request)?;
-                }
-                Stored::Client(health) => latency.client(&health),
-                Stored::Scrape(scrape) => {
-                    latency.scrape(&scrape);
-                    memory.scrape(&scrape);
-                }
-                Stored::Memory(trace) => memory.memory(&trace),
-                Stored::Power(power) => {
-                    memory.power(&power);
-                    energy.power(&power);
-                }
-                Stored::Experts(_) | Stored::Warmup(_) | Stored::End { .. } => {}
+            let line = line?;
+            readers.take(&line)?;
+            match &line {
+                Stored::Header(header) => samples.round = header.round,
+                Stored::Request(request) => samples.request(request)?,
+                _ => {}
             }
         }
     }
+    let Readers { latency, memory, energy, .. } = readers;
     let calibration = run.calibration(&cell.id)?;
     let debug = run.provenance().build.debug;
     let Analyzed { summary, steady, .. } = latency.finish(debug, calibration.as_ref())?;

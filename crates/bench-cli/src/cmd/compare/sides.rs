@@ -98,15 +98,7 @@ impl Side {
     }
 
     fn key(&self, cell: &Cell) -> CellKey {
-        CellKey {
-            model: self.renamed(&cell.model).to_owned(),
-            prompt_tokens: cell.prompt_tokens,
-            output_tokens: cell.output_tokens,
-            batch: cell.batch,
-            load: cell.load.key(),
-            concurrency: cell.load.concurrency(),
-            request_rate: cell.load.rate(),
-        }
+        CellKey { model: self.renamed(&cell.model).to_owned(), ..CellKey::of(cell) }
     }
 }
 
