@@ -4,12 +4,13 @@
 //! where they are read. Sizes are the caller's matter; nothing here knows caches or free memory.
 
 use std::hint::black_box;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-use rayon::ThreadPool;
-
 use crate::host::{AlignedBytes, AllocError};
+use crate::pool::{Pool, PoolOptions};
 
 /// Parts end on whole cache lines.
 const LINE_BYTES: usize = 64;
@@ -21,8 +22,8 @@ const PATTERN: u64 = 0x0123_4567_89ab_cdef;
 pub enum BandwidthError {
     #[error(transparent)]
     Alloc(#[from] AllocError),
-    #[error("{threads} threads cannot be started: {message}")]
-    Threads { threads: usize, message: String },
+    #[error(transparent)]
+    Threads(#[from] crate::Error),
     #[error("{what} is {given}: expected {expected}")]
     Size { what: &'static str, given: usize, expected: String },
     #[error("{threads} threads read other words than were written: {found:#x}, expected {expected:#x}")]
@@ -53,7 +54,7 @@ impl HostBandwidth {
 }
 
 /// Of sorted values; 0 of none, which [`measure`] never returns.
-fn median(sorted: &[f64]) -> f64 {
+pub(crate) fn median(sorted: &[f64]) -> f64 {
     let at = |i: usize| sorted.get(i).copied().unwrap_or_default();
     f64::midpoint(at(sorted.len().saturating_sub(1) / 2), at(sorted.len() / 2))
 }
@@ -64,17 +65,24 @@ fn median(sorted: &[f64]) -> f64 {
 /// # Errors
 /// No threads, no repeats or less than a cache line for each thread; no memory for two arrays.
 pub fn measure(threads: usize, bytes: usize, repeats: usize) -> Result<HostBandwidth, BandwidthError> {
+    let pool = Pool::new(PoolOptions { threads: Some(threads), pin: false })?;
+    measure_on(&pool, bytes, repeats)
+}
+
+/// The same on threads that are there: of kernels that are to be held against it.
+///
+/// # Errors
+/// As [`measure`].
+pub fn measure_on(pool: &Pool, bytes: usize, repeats: usize) -> Result<HostBandwidth, BandwidthError> {
     let refuse = |what, given, expected: String| Err(BandwidthError::Size { what, given, expected });
-    if threads == 0 {
-        return refuse("number of threads", threads, "at least 1".to_owned());
-    }
+    let threads = pool.threads();
     if repeats == 0 {
         return refuse("number of repeats", repeats, "at least 1".to_owned());
     }
     if bytes / threads < LINE_BYTES {
         return refuse("size of the array", bytes, format!("at least {} bytes", threads * LINE_BYTES));
     }
-    let team = Team::new(threads, bytes)?;
+    let team = Team::new(pool, bytes)?;
     // One pass of each that is not timed: threads are awake, clocks are up, pages are mapped.
     team.check(team.read())?;
     team.copy();
@@ -102,15 +110,14 @@ struct Part {
 }
 
 /// Threads with the parts that they own. A lock is taken once a pass, by the one thread that ever takes it.
-struct Team {
-    pool: ThreadPool,
+struct Team<'a> {
+    pool: &'a Pool,
     parts: Vec<Mutex<Part>>,
 }
 
-impl Team {
-    fn new(threads: usize, bytes: usize) -> Result<Self, BandwidthError> {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-        let pool = pool.map_err(|e| BandwidthError::Threads { threads, message: e.to_string() })?;
+impl<'a> Team<'a> {
+    fn new(pool: &'a Pool, bytes: usize) -> Result<Self, BandwidthError> {
+        let threads = pool.threads();
         let share = bytes / threads / LINE_BYTES * LINE_BYTES;
         let part = || {
             Ok(Mutex::new(Part {
@@ -135,11 +142,12 @@ impl Team {
 
     /// Each thread works on its own part; the sum of what they return.
     fn each(&self, work: impl Fn(&mut Part) -> u64 + Sync) -> u64 {
-        let sums = self.pool.broadcast(|thread| {
-            let part = &self.parts[thread.index()];
-            work(&mut part.lock().unwrap_or_else(PoisonError::into_inner))
+        let sum = AtomicU64::new(0);
+        self.pool.broadcast(&|thread| {
+            let part = &self.parts[thread];
+            sum.fetch_add(work(&mut part.lock().unwrap_or_else(PoisonError::into_inner)), Relaxed);
         });
-        sums.into_iter().fold(0, u64::wrapping_add)
+        sum.into_inner()
     }
 
     /// Reads every word of the sources; returns their sum, so that no read can be left out.
@@ -164,7 +172,9 @@ impl Team {
 }
 
 /// Wrapping sum of all words. Compilers turn this loop, and few others, into wide loads of several registers
-/// whatever the processor; a load of 16 bytes is enough for one core to outrun its memory.
+/// whatever the processor; a load of 16 bytes is enough for one core to outrun its memory. Loops of 64-byte loads
+/// with prefetches 512 to 8192 bytes ahead, in one, two or four streams, reached 0.80 to 0.98 of this one's bytes per
+/// second with two threads of a Zen 4, and at most 1.01 with one.
 fn sum(words: &[u64]) -> u64 {
     words.iter().fold(0, |sum, word| sum.wrapping_add(*word))
 }
@@ -175,7 +185,8 @@ mod tests {
 
     #[test]
     fn a_pass_touches_both_arrays_whole() {
-        let team = Team::new(3, 100_000).unwrap();
+        let pool = Pool::new(PoolOptions { threads: Some(3), pin: false }).unwrap();
+        let team = Team::new(&pool, 100_000).unwrap();
         // 100,000 / 3 = 33,333 bytes, of which 520 lines of 8 words are whole.
         assert_eq!(team.bytes(), 3 * 520 * 64);
         assert_eq!(team.read(), PATTERN.wrapping_mul(3 * 520 * 8));

@@ -12,6 +12,7 @@ struct Counter(AtomicU64);
 
 static LIVE: Counter = Counter(AtomicU64::new(0));
 static PEAK: Counter = Counter(AtomicU64::new(0));
+static ALLOCATIONS: Counter = Counter(AtomicU64::new(0));
 static INSTALLED: AtomicBool = AtomicBool::new(false);
 
 /// Bytes allocated now.
@@ -29,6 +30,11 @@ pub fn reset_peak() {
     // Emptied before the count is read: an allocation that this count does not have finds the emptied peak.
     PEAK.0.swap(0, Ordering::SeqCst);
     PEAK.0.fetch_max(live_bytes(), Ordering::SeqCst);
+}
+
+/// How often memory was asked for since the program began, growth in place included.
+pub fn allocations() -> u64 {
+    ALLOCATIONS.0.load(Ordering::Relaxed)
 }
 
 /// Whether this program's allocations are counted: without [`CountingAllocator`] the figures mean nothing.
@@ -76,6 +82,7 @@ impl CountingAllocator {
         if !INSTALLED.load(Ordering::Relaxed) {
             INSTALLED.store(true, Ordering::Relaxed);
         }
+        ALLOCATIONS.0.fetch_add(1, Ordering::Relaxed);
         add(size);
     }
 }
@@ -106,6 +113,7 @@ unsafe impl GlobalAlloc for CountingAllocator {
         // SAFETY: as in `alloc`; `data` came from `System` with this layout.
         let moved = unsafe { System.realloc(data, layout, new_size) };
         if !moved.is_null() {
+            ALLOCATIONS.0.fetch_add(1, Ordering::Relaxed);
             match new_size.checked_sub(layout.size()) {
                 Some(more) => add(more),
                 None => sub(layout.size() - new_size),

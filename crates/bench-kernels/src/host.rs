@@ -7,9 +7,10 @@ use std::io;
 use std::path::Path;
 
 use memmap2::{Mmap, MmapMut};
-use rayon::prelude::*;
 
 use crate::heap;
+use crate::pool::Pool;
+use crate::shared::SharedMut;
 
 /// A whole file, mapped read-only and private.
 ///
@@ -47,6 +48,23 @@ impl MappedFile {
 
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Takes the whole pages inside `range` out of this process's memory. They come back from the file, or from the
+    /// system's cache of it, when they are read again. Does nothing where the system cannot.
+    pub fn release(&self, range: std::ops::Range<usize>) {
+        #[cfg(target_os = "linux")]
+        if let Some(map) = &self.map {
+            let page = rustix::param::page_size();
+            let (start, end) = (range.start.next_multiple_of(page), range.end.min(map.len()) / page * page);
+            if start < end {
+                // SAFETY: the mapping is read-only and of a file: dropped pages are read from it again, with the
+                // bytes that they had. A refusal costs only memory.
+                let _ = unsafe {
+                    map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, end - start)
+                };
+            }
+        }
     }
 }
 
@@ -94,12 +112,19 @@ impl AlignedBytes {
         self.len == 0
     }
 
-    /// Calls `fill(i, chunk)` for the i-th chunk of `chunk_len` bytes (the last may be shorter), in parallel.
+    /// Calls `fill(i, chunk)` for the i-th chunk of `chunk_len` bytes (the last may be shorter), on all threads.
+    ///
+    /// Chunks are claimed in order by whoever is free, so that on a machine with several memory nodes the pages of
+    /// neighbouring chunks lie on different nodes. Kernels claim their tasks in the same way: reads go to all nodes
+    /// alike, some of them far.
     pub fn fill_chunks(&mut self, chunk_len: usize, fill: impl Fn(usize, &mut [u8]) + Sync) {
-        self.as_bytes_mut()
-            .par_chunks_mut(chunk_len.max(1))
-            .enumerate()
-            .for_each(|(i, chunk)| fill(i, chunk));
+        let (len, chunk_len) = (self.len, chunk_len.max(1));
+        let bytes = SharedMut::new(self.as_bytes_mut());
+        Pool::shared().run(len.div_ceil(chunk_len), &|i| {
+            // SAFETY: chunks of different tasks do not overlap.
+            let chunk = unsafe { bytes.slice(i * chunk_len..((i + 1) * chunk_len).min(len)) };
+            fill(i, chunk);
+        });
     }
 }
 
@@ -117,6 +142,8 @@ mod tests {
     fn a_mapped_file_has_the_bytes_of_the_file() {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml");
         let map = MappedFile::open(&path).unwrap();
+        assert_eq!(map.as_bytes(), std::fs::read(&path).unwrap());
+        map.release(0..usize::MAX);
         assert_eq!(map.as_bytes(), std::fs::read(&path).unwrap());
         assert!(MappedFile::open(Path::new(env!("CARGO_MANIFEST_DIR"))).is_err());
     }

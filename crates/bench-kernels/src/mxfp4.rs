@@ -13,6 +13,9 @@ pub const BLOCK_BYTES: usize = BLOCK / 2;
 pub const FP4_VALUES: [f32; 16] =
     [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
 
+/// Twice those values, so that they are whole numbers.
+pub(crate) const DOUBLED_CODES: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
+
 /// `2^(scale − 128)`: half the E8M0 value, which goes with doubled codes.
 ///
 /// Halving keeps scale 255 (2^128 here, as in transformers; the OCP specification calls it NaN) inside f32.

@@ -3,8 +3,6 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use rayon::prelude::*;
-
 /// A mutable slice that several tasks write at once, at different indices.
 #[derive(Clone, Copy)]
 pub(crate) struct SharedMut<'a, T> {
@@ -33,19 +31,4 @@ impl<'a, T> SharedMut<'a, T> {
         // SAFETY: inside the slice that `new` borrowed for 'a; the caller excludes overlap.
         unsafe { std::slice::from_raw_parts_mut(self.data.add(range.start), range.end - range.start) }
     }
-}
-
-/// Calls `task` on consecutive ranges that cover `0..n`, in parallel when the work is worth a thread's wake-up.
-///
-/// Ranges start at multiples of `step`, so that what one task computes does not depend on how many threads run.
-pub(crate) fn for_ranges(n: usize, step: usize, operations: usize, task: impl Fn(Range<usize>) + Sync) {
-    /// Waking a rayon worker costs some microseconds, in which one core does about this many operations.
-    const WORTH_A_THREAD: usize = 1 << 16;
-    let threads = rayon::current_num_threads();
-    let tasks = (operations / WORTH_A_THREAD).min(threads * 4);
-    if tasks < 2 || threads < 2 {
-        return task(0..n);
-    }
-    let len = n.div_ceil(tasks).next_multiple_of(step);
-    (0..n.div_ceil(len)).into_par_iter().for_each(|i| task(i * len..((i + 1) * len).min(n)));
 }

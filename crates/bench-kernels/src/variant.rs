@@ -11,7 +11,9 @@ use crate::error::{Error, Result};
 pub enum Variant {
     /// Plain Rust, for any processor.
     Scalar,
+    /// AVX2, FMA and F16C.
     Avx2,
+    /// AVX-512 F, BW, VL, DQ and VNNI.
     Avx512,
 }
 
@@ -60,12 +62,18 @@ impl Variant {
     pub(crate) fn is_supported(self) -> bool {
         match self {
             Self::Scalar => true,
-            Self::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+            Self::Avx2 => {
+                is_x86_feature_detected!("avx2")
+                    && is_x86_feature_detected!("fma")
+                    && is_x86_feature_detected!("f16c")
+            }
             Self::Avx512 => {
                 is_x86_feature_detected!("avx512f")
                     && is_x86_feature_detected!("avx512bw")
                     && is_x86_feature_detected!("avx512vl")
                     && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vnni")
+                    && is_x86_feature_detected!("f16c")
             }
         }
     }
@@ -74,6 +82,18 @@ impl Variant {
     pub(crate) fn is_supported(self) -> bool {
         self == Self::Scalar
     }
+
+    /// Whether this variant multiplies bf16 by `vdpbf16ps`, which AVX-512 processors have from Zen 4 and Cooper
+    /// Lake on.
+    #[cfg(target_arch = "x86_64")]
+    pub fn has_bf16(self) -> bool {
+        self == Self::Avx512 && self.is_supported() && is_x86_feature_detected!("avx512bf16")
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    pub fn has_bf16(self) -> bool {
+        false
+    }
 }
 
 /// Makes `$name(variant, args…)`, which runs `$body::<L, …>(args…)` with the lanes of the variant.
@@ -81,13 +101,13 @@ macro_rules! dispatch {
     ($vis:vis fn $name:ident $(<$g:ident: $bound:path>)? ($($arg:ident: $ty:ty),* $(,)?) = $body:ident) => {
         $vis fn $name $(<$g: $bound>)? (variant: $crate::Variant, $($arg: $ty),*) {
             #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")]
+            #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
             fn avx512 $(<$g: $bound>)? ($($arg: $ty),*) {
                 // SAFETY: the instructions of these lanes are enabled in this function.
                 unsafe { $body::<$crate::lanes::F32x16 $(, $g)?>($($arg),*) }
             }
             #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx2,fma")]
+            #[target_feature(enable = "avx2,fma,f16c")]
             fn avx2 $(<$g: $bound>)? ($($arg: $ty),*) {
                 // SAFETY: as above.
                 unsafe { $body::<$crate::lanes::F32x8 $(, $g)?>($($arg),*) }

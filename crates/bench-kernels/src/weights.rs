@@ -59,59 +59,46 @@ impl<'a> Mxfp4Matrix<'a> {
 /// What the matrix product asks of a weight format.
 ///
 /// # Safety
-/// Rows must be below `rows()`; pointers give `cols()` elements; the instructions of `L` must be enabled.
+/// Rows must be below `rows()`, vectors inside `cols()`; the instructions of `L` must be enabled.
 pub(crate) unsafe trait Rows: Copy + Sync {
+    /// Whether columns, and so inputs, are in the order of `deinterleave`.
+    const DEINTERLEAVED: bool;
     fn rows(&self) -> usize;
     fn cols(&self) -> usize;
-    /// Whether inputs and decoded rows are in the order of `deinterleave`.
-    const DEINTERLEAVED: bool;
-    /// Dot products of rows `row..row + R` with one input.
-    unsafe fn dot<L: Lanes, const R: usize>(&self, row: usize, x: *const f32) -> [f32; R];
+    /// Bytes that a row occupies.
+    fn row_bytes(&self) -> usize;
+    /// Where row `row` starts, to be fetched early.
+    fn row_start(&self, row: usize) -> *const u8;
+    /// Columns `k..k + L::N` of row `row`; k is a multiple of `L::N`.
+    unsafe fn load<L: Lanes>(&self, row: usize, k: usize) -> L;
+    /// One column, for what is left of a row.
+    unsafe fn get(&self, row: usize, k: usize) -> f32;
+
     /// Writes row `row` as f32.
-    unsafe fn decode<L: Lanes>(&self, row: usize, out: *mut f32);
+    #[inline(always)]
+    unsafe fn decode<L: Lanes>(&self, row: usize, out: *mut f32) {
+        let whole = self.cols() - self.cols() % L::N;
+        let mut k = 0;
+        // SAFETY: the caller gives a row inside the matrix and room for it.
+        unsafe {
+            while k < whole {
+                self.load::<L>(row, k).store(out.add(k));
+                k += L::N;
+            }
+            for k in whole..self.cols() {
+                *out.add(k) = self.get(row, k);
+            }
+        }
+    }
 }
 
 /// Reorders each block of 32 to its even, then its odd elements: the order in which nibbles are unpacked.
-pub(crate) fn deinterleave(x: &[f32]) -> Vec<f32> {
-    let mut out = vec![0.0; x.len()];
+pub(crate) fn deinterleave(x: &[f32], out: &mut [f32]) {
     for (block, out) in x.chunks_exact(BLOCK).zip(out.chunks_exact_mut(BLOCK)) {
         for i in 0..BLOCK / 2 {
             out[i] = block[2 * i];
             out[BLOCK / 2 + i] = block[2 * i + 1];
         }
-    }
-    out
-}
-
-/// Dot products of plain rows, `stride` elements apart, whose lanes `load` reads and whose tail `get` reads.
-#[inline(always)]
-unsafe fn dot_plain<L: Lanes, T: Copy, const R: usize>(
-    w: *const T,
-    cols: usize,
-    x: *const f32,
-    load: impl Fn(*const T) -> L,
-    get: impl Fn(T) -> f32,
-) -> [f32; R] {
-    // SAFETY: all offsets stay below R · cols for w and below cols for x.
-    unsafe {
-        let mut sums = [L::splat(0.0); R];
-        let whole = cols - cols % L::N;
-        let mut k = 0;
-        while k < whole {
-            let xs = L::load(x.add(k));
-            for (r, sum) in sums.iter_mut().enumerate() {
-                *sum = load(w.add(r * cols + k)).mul_add(xs, *sum);
-            }
-            k += L::N;
-        }
-        let mut out = [0.0; R];
-        for (r, out) in out.iter_mut().enumerate() {
-            *out = sums[r].sum();
-            for k in whole..cols {
-                *out += get(*w.add(r * cols + k)) * *x.add(k);
-            }
-        }
-        out
     }
 }
 
@@ -127,16 +114,25 @@ unsafe impl Rows for F32Matrix<'_> {
         self.cols
     }
 
-    #[inline(always)]
-    unsafe fn dot<L: Lanes, const R: usize>(&self, row: usize, x: *const f32) -> [f32; R] {
-        // SAFETY: the caller gives R rows inside the matrix.
-        unsafe { dot_plain(self.data.as_ptr().add(row * self.cols), self.cols, x, |p| L::load(p), |w| w) }
+    fn row_bytes(&self) -> usize {
+        4 * self.cols
     }
 
     #[inline(always)]
-    unsafe fn decode<L: Lanes>(&self, row: usize, out: *mut f32) {
-        // SAFETY: the caller gives a row inside the matrix and room for it.
-        unsafe { out.copy_from_nonoverlapping(self.data.as_ptr().add(row * self.cols), self.cols) }
+    fn row_start(&self, row: usize) -> *const u8 {
+        self.data.as_ptr().wrapping_add(row * self.cols).cast()
+    }
+
+    #[inline(always)]
+    unsafe fn load<L: Lanes>(&self, row: usize, k: usize) -> L {
+        // SAFETY: the caller gives a vector inside a row.
+        unsafe { L::load(self.data.as_ptr().add(row * self.cols + k)) }
+    }
+
+    #[inline(always)]
+    unsafe fn get(&self, row: usize, k: usize) -> f32 {
+        // SAFETY: the caller gives an element of the matrix.
+        unsafe { *self.data.as_ptr().add(row * self.cols + k) }
     }
 }
 
@@ -152,35 +148,26 @@ unsafe impl Rows for Bf16Matrix<'_> {
         self.cols
     }
 
-    #[inline(always)]
-    unsafe fn dot<L: Lanes, const R: usize>(&self, row: usize, x: *const f32) -> [f32; R] {
-        // SAFETY: the caller gives R rows inside the matrix.
-        unsafe {
-            dot_plain(
-                self.data.as_ptr().add(row * self.cols),
-                self.cols,
-                x,
-                |p| L::load_bf16(p),
-                bf16::to_f32,
-            )
-        }
+    fn row_bytes(&self) -> usize {
+        2 * self.cols
     }
 
     #[inline(always)]
-    unsafe fn decode<L: Lanes>(&self, row: usize, out: *mut f32) {
-        // SAFETY: the caller gives a row inside the matrix and room for it.
-        unsafe {
-            let w = self.data.as_ptr().add(row * self.cols);
-            let whole = self.cols - self.cols % L::N;
-            let mut k = 0;
-            while k < whole {
-                L::load_bf16(w.add(k)).store(out.add(k));
-                k += L::N;
-            }
-            for k in whole..self.cols {
-                *out.add(k) = (*w.add(k)).to_f32();
-            }
-        }
+    fn row_start(&self, row: usize) -> *const u8 {
+        self.data.as_ptr().wrapping_add(row * self.cols).cast()
+    }
+
+    #[inline(always)]
+    unsafe fn load<L: Lanes>(&self, row: usize, k: usize) -> L {
+        // SAFETY: the caller gives a vector inside a row.
+        unsafe { L::load_bf16(self.data.as_ptr().add(row * self.cols + k)) }
+    }
+
+    #[inline(always)]
+    unsafe fn get(&self, row: usize, k: usize) -> f32 {
+        // SAFETY: the caller gives an element of the matrix.
+        let bits = unsafe { (*self.data.as_ptr().add(row * self.cols + k)).to_bits() };
+        f32::from_bits(u32::from(bits) << 16)
     }
 }
 
@@ -196,49 +183,30 @@ unsafe impl Rows for Mxfp4Matrix<'_> {
         self.cols
     }
 
+    fn row_bytes(&self) -> usize {
+        self.cols / BLOCK * (BLOCK_BYTES + 1)
+    }
+
     #[inline(always)]
-    unsafe fn dot<L: Lanes, const R: usize>(&self, row: usize, x: *const f32) -> [f32; R] {
-        let row_blocks = self.cols / BLOCK;
-        // SAFETY: block indices stay below (row + R) · row_blocks, x offsets below cols.
+    fn row_start(&self, row: usize) -> *const u8 {
+        self.blocks.as_ptr().wrapping_add(row * self.cols / 2)
+    }
+
+    #[inline(always)]
+    unsafe fn load<L: Lanes>(&self, row: usize, k: usize) -> L {
+        let block = row * (self.cols / BLOCK) + k / BLOCK;
+        let (odd, i) = (k % BLOCK / BLOCK_BYTES, k % BLOCK_BYTES);
+        // SAFETY: the caller gives a vector inside a row, which is inside one half of a block.
         unsafe {
-            let codes = self.blocks.as_ptr().add(row * row_blocks * BLOCK_BYTES);
-            let scales = self.scales.as_ptr().add(row * row_blocks);
-            let mut sums = [L::splat(0.0); R];
-            for b in 0..row_blocks {
-                let x = x.add(b * BLOCK);
-                for (r, sum) in sums.iter_mut().enumerate() {
-                    let block = r * row_blocks + b;
-                    let mut dot = L::splat(0.0);
-                    let mut i = 0;
-                    while i < BLOCK_BYTES {
-                        let (even, odd) = L::load_fp4_doubled(codes.add(block * BLOCK_BYTES + i));
-                        dot = even.mul_add(L::load(x.add(i)), dot);
-                        dot = odd.mul_add(L::load(x.add(BLOCK_BYTES + i)), dot);
-                        i += L::N;
-                    }
-                    *sum = dot.mul_add(L::splat(half_scale(*scales.add(block))), *sum);
-                }
-            }
-            sums.map(|s| s.sum())
+            let codes = L::load_bytes(self.blocks.as_ptr().add(block * BLOCK_BYTES + i));
+            let half = L::splat(half_scale(*self.scales.as_ptr().add(block)));
+            L::fp4_doubled(L::shift_right(codes, 4 * odd as u32)).mul(half)
         }
     }
 
     #[inline(always)]
-    unsafe fn decode<L: Lanes>(&self, row: usize, out: *mut f32) {
-        let row_blocks = self.cols / BLOCK;
-        // SAFETY: the caller gives a row inside the matrix and room for it.
-        unsafe {
-            for b in 0..row_blocks {
-                let block = row * row_blocks + b;
-                let half = L::splat(half_scale(self.scales[block]));
-                let mut i = 0;
-                while i < BLOCK_BYTES {
-                    let (even, odd) = L::load_fp4_doubled(self.blocks.as_ptr().add(block * BLOCK_BYTES + i));
-                    even.mul(half).store(out.add(b * BLOCK + i));
-                    odd.mul(half).store(out.add(b * BLOCK + BLOCK_BYTES + i));
-                    i += L::N;
-                }
-            }
-        }
+    unsafe fn get(&self, _row: usize, _k: usize) -> f32 {
+        // Columns are whole blocks: nothing is ever left of a row.
+        0.0
     }
 }
