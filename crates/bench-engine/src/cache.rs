@@ -1,14 +1,12 @@
 //! Keys and values of the tokens that a sequence has seen: one page where their number is known, more as it grows,
 //! up to a ring for sliding layers.
 //!
-//! Rows are kept in the activation dtype, head by head, so that attention reads each head's keys in a row.
+//! What a page looks like inside is the kernels' matter; nothing here computes.
 
-use bench_kernels::attention::{KvBlock, KvData};
-use half::bf16;
+use bench_kernels::attention::{KvBlock, KvDtype, KvPage, KvStore};
 
 use crate::config::{LayerType, ModelConfig};
 use crate::error::{Error, Result};
-use crate::model::ActivationDtype;
 
 /// Positions by which layers grow beyond what was reserved; a smaller window is a single page.
 const PAGE: usize = 256;
@@ -22,7 +20,7 @@ pub struct Sequence {
 }
 
 impl Sequence {
-    pub(crate) fn new(config: &ModelConfig, dtype: ActivationDtype) -> Self {
+    pub(crate) fn new(config: &ModelConfig, dtype: KvDtype) -> Self {
         let layers = config.layer_types.iter().take(config.num_hidden_layers);
         let window = |layer: &LayerType| config.sliding_window.filter(|_| *layer == LayerType::Sliding);
         let layers = layers
@@ -48,6 +46,32 @@ impl Sequence {
         }
     }
 
+    /// Takes `tokens` tokens as seen, with keys and values from a seed, near ±1: for measuring what comes after a
+    /// context without running it. What the model then answers means nothing.
+    ///
+    /// # Errors
+    /// No memory for a page.
+    pub fn assume(&mut self, tokens: usize, seed: u64) -> Result<()> {
+        let mut state = seed.wrapping_mul(2).wrapping_add(1);
+        for layer in &mut self.layers {
+            let width = layer.kv_heads * layer.head_dim;
+            let mut row = || -> Vec<f32> {
+                // Multiplicative congruential generator (L'Ecuyer 1999, modulus 2^64).
+                let mut value = || {
+                    state = state.wrapping_mul(2_862_933_555_777_941_757).wrapping_add(3_037_000_493);
+                    (state >> 40) as f32 / (1 << 23) as f32 - 1.0
+                };
+                (0..width).map(|_| value()).collect()
+            };
+            for _ in 0..tokens {
+                let (k, v) = (row(), row());
+                layer.append(&k, &v)?;
+            }
+        }
+        self.len += tokens;
+        Ok(())
+    }
+
     /// Tokens seen.
     pub fn len(&self) -> usize {
         self.len
@@ -59,8 +83,7 @@ impl Sequence {
 
     /// Bytes allocated for keys and values.
     pub fn kv_bytes(&self) -> u64 {
-        let rows = |l: &LayerCache| l.pages.iter().map(|p| p.rows).sum::<usize>();
-        self.layers.iter().map(|l| (rows(l) * l.row_bytes()) as u64).sum()
+        self.layers.iter().flat_map(|l| &l.pages).map(|page| page.bytes() as u64).sum()
     }
 
     /// Bytes of those that hold the tokens seen.
@@ -112,55 +135,16 @@ pub(crate) struct LayerCache {
     window: Option<usize>,
     kv_heads: usize,
     head_dim: usize,
-    dtype: ActivationDtype,
+    dtype: KvDtype,
     /// Rows of the first page, unless the window is smaller.
     reserved: usize,
-    pages: Vec<Page>,
+    pages: Vec<KvPage>,
     len: usize,
-}
-
-/// Keys and values, each `[kv_heads, rows, head_dim]`.
-struct Page {
-    rows: usize,
-    k: KvBuffer,
-    v: KvBuffer,
-}
-
-enum KvBuffer {
-    F32(Vec<f32>),
-    Bf16(Vec<bf16>),
-}
-
-impl KvBuffer {
-    fn new(dtype: ActivationDtype, elements: usize) -> Self {
-        match dtype {
-            ActivationDtype::F32 => Self::F32(vec![0.0; elements]),
-            ActivationDtype::Bf16 => Self::Bf16(vec![bf16::ZERO; elements]),
-        }
-    }
-
-    fn from(&self, at: usize) -> KvData<'_> {
-        match self {
-            Self::F32(data) => KvData::F32(&data[at..]),
-            Self::Bf16(data) => KvData::Bf16(&data[at..]),
-        }
-    }
-
-    fn write(&mut self, at: usize, values: &[f32]) {
-        match self {
-            Self::F32(data) => data[at..at + values.len()].copy_from_slice(values),
-            Self::Bf16(data) => {
-                for (to, value) in data[at..].iter_mut().zip(values) {
-                    *to = bf16::from_f32(*value);
-                }
-            }
-        }
-    }
 }
 
 impl LayerCache {
     fn row_bytes(&self) -> usize {
-        2 * self.kv_heads * self.head_dim * self.dtype.size()
+        2 * self.kv_heads * self.dtype.row_bytes(self.head_dim)
     }
 
     fn slot(&self, position: usize) -> usize {
@@ -180,63 +164,86 @@ impl LayerCache {
         }
     }
 
-    fn add_page(&mut self) {
+    fn add_page(&mut self) -> Result<()> {
         let first = self.first_rows();
         let rows = match self.pages.len() {
             0 => first,
             n => self.window.map_or(PAGE, |window| PAGE.min(window - first - (n - 1) * PAGE)),
         };
-        let elements = rows * self.kv_heads * self.head_dim;
-        let buffer = || KvBuffer::new(self.dtype, elements);
-        self.pages.push(Page { rows, k: buffer(), v: buffer() });
+        self.pages.push(KvPage::new(self.dtype, self.kv_heads, self.head_dim, rows)?);
+        Ok(())
     }
 
     /// Appends k and v `[tokens, kv_heads, head_dim]`; a ring keeps the last `window` of them.
-    pub(crate) fn append(&mut self, k: &[f32], v: &[f32]) {
+    ///
+    /// # Errors
+    /// No memory for a page.
+    pub(crate) fn append(&mut self, k: &[f32], v: &[f32]) -> Result<()> {
         let width = self.kv_heads * self.head_dim;
         let tokens = k.len() / width;
         let skip = self.window.map_or(0, |w| tokens.saturating_sub(w));
         for token in skip..tokens {
             let (page, row) = self.place(self.slot(self.len + token));
             while self.pages.len() <= page {
-                self.add_page();
+                self.add_page()?;
             }
-            let page = &mut self.pages[page];
-            for head in 0..self.kv_heads {
-                let to = (head * page.rows + row) * self.head_dim;
-                let from = token * width + head * self.head_dim;
-                page.k.write(to, &k[from..from + self.head_dim]);
-                page.v.write(to, &v[from..from + self.head_dim]);
-            }
+            let values = token * width..(token + 1) * width;
+            self.pages[page].write(row, &k[values.clone()], &v[values]);
         }
         self.len += tokens;
+        Ok(())
     }
 
-    /// The rows that are held, as blocks in the order of their positions.
-    pub(crate) fn blocks(&self) -> Vec<KvBlock<'_>> {
-        let mut blocks = Vec::new();
-        let mut position = self.window.map_or(0, |window| self.len.saturating_sub(window));
-        while position < self.len {
-            // A ring ends with its last page.
-            let (page, row) = self.place(self.slot(position));
-            let page = &self.pages[page];
-            let run = (page.rows - row).min(self.len - position);
-            blocks.push(self.block(page, row, position, run));
-            position += run;
-        }
-        blocks
+    /// Position of the oldest row.
+    fn oldest(&self) -> usize {
+        self.window.map_or(0, |window| self.len.saturating_sub(window))
     }
 
-    fn block<'a>(&self, page: &'a Page, row: usize, first_position: usize, len: usize) -> KvBlock<'a> {
-        let at = row * self.head_dim;
-        KvBlock {
-            k: page.k.from(at),
-            v: page.v.from(at),
-            first_position,
-            len,
-            head_stride: page.rows * self.head_dim,
-            row_stride: self.head_dim,
+    /// Number of blocks: one for each page, and where a ring begins inside a page, one more for the rows before it.
+    fn blocks(&self) -> usize {
+        if self.len == 0 {
+            return 0;
         }
+        let (_, row) = self.place(self.slot(self.oldest()));
+        self.pages.len() + usize::from(row > 0)
+    }
+
+    /// Blocks are in the order of their positions.
+    fn block(&self, index: usize) -> KvBlock<'_> {
+        let oldest = self.oldest();
+        let start = self.slot(oldest);
+        let (first, row) = self.place(start);
+        let at = (first + index) % self.pages.len();
+        let page = &self.pages[at];
+        let (from, to) = match index {
+            0 => (row, page.rows()),
+            i if i == self.pages.len() => (0, row),
+            _ => (0, page.rows()),
+        };
+        let slot = match at {
+            0 => from,
+            n => self.first_rows() + (n - 1) * PAGE + from,
+        };
+        // A ring that wraps is full: its slots follow each other round and round.
+        let behind = if slot >= start { slot - start } else { slot + self.window.unwrap_or(0) - start };
+        let first_position = oldest + behind;
+        KvBlock { page, first_row: from, first_position, len: (to - from).min(self.len - first_position) }
+    }
+}
+
+/// The caches of one layer, for the kernels.
+pub(crate) struct LayerCaches<'a, 's> {
+    pub(crate) sequences: &'a [&'s mut Sequence],
+    pub(crate) layer: usize,
+}
+
+impl KvStore for LayerCaches<'_, '_> {
+    fn blocks(&self, sequence: usize) -> usize {
+        self.sequences[sequence].layers[self.layer].blocks()
+    }
+
+    fn block(&self, sequence: usize, index: usize) -> KvBlock<'_> {
+        self.sequences[sequence].layers[self.layer].block(index)
     }
 }
 
@@ -249,7 +256,7 @@ mod tests {
             window,
             kv_heads: 2,
             head_dim: 1,
-            dtype: ActivationDtype::F32,
+            dtype: KvDtype::F32,
             reserved: PAGE,
             pages: Vec::new(),
             len: 0,
@@ -259,13 +266,15 @@ mod tests {
     /// The positions held, and that each row has the value of its position for both heads.
     fn positions(cache: &LayerCache) -> Vec<usize> {
         let mut held = Vec::new();
-        for block in cache.blocks() {
-            let (KvData::F32(k), KvData::F32(v)) = (block.k, block.v) else { panic!("f32") };
+        for block in (0..cache.blocks()).map(|i| cache.block(i)) {
             for row in 0..block.len {
                 let position = block.first_position + row;
-                assert_eq!(k[row * block.row_stride].to_bits(), (position as f32).to_bits());
-                let v = v[block.head_stride + row * block.row_stride];
-                assert_eq!(v.to_bits(), (-(position as f32) - 0.5).to_bits());
+                let mut found = [[0.0; 2]; 2];
+                for (head, found) in found.iter_mut().enumerate() {
+                    block.page.read(head, block.first_row + row, |_, k, v| *found = [k, v]);
+                }
+                let p = position as f32;
+                assert_eq!(found, [[p, -p], [p, -p - 0.5]]);
                 held.push(position);
             }
         }
@@ -280,11 +289,11 @@ mod tests {
         let k = rows(|p| p as f32);
         let mut v = rows(|p| -(p as f32));
         v.iter_mut().skip(1).step_by(2).for_each(|v| *v -= 0.5);
-        cache.append(&k, &v);
+        cache.append(&k, &v).unwrap();
     }
 
     fn rows(cache: &LayerCache) -> Vec<usize> {
-        cache.pages.iter().map(|page| page.rows).collect()
+        cache.pages.iter().map(KvPage::rows).collect()
     }
 
     #[test]
@@ -333,16 +342,16 @@ mod tests {
             [("gpt-oss-nano", [1, 127, 128, 129, 143, 4096]), ("dense-nano", [1, 2, 255, 256, 257, 1000])]
         {
             let config = crate::preset::config(preset).unwrap();
-            for dtype in [ActivationDtype::F32, ActivationDtype::Bf16] {
+            for dtype in [KvDtype::F32, KvDtype::Bf16, KvDtype::Q8_0] {
                 for tokens in contexts {
                     let mut sequence = Sequence::new(&config, dtype);
                     sequence.reserve(tokens);
                     let width = config.num_key_value_heads * config.head_dim;
                     let rows = vec![1.0; tokens * width];
                     for layer in 0..config.num_hidden_layers {
-                        sequence.layer_mut(layer).append(&rows, &rows);
+                        sequence.layer_mut(layer).append(&rows, &rows).unwrap();
                     }
-                    let theory = crate::layout::kv_bytes(&config, tokens, dtype.size(), true);
+                    let theory = crate::layout::kv_bytes(&config, tokens, dtype, true);
                     assert_eq!(sequence.kv_bytes(), theory, "{preset} {tokens}");
                     assert_eq!(sequence.kv_used_bytes(), theory, "{preset} {tokens}");
                     sequence.reset();

@@ -251,6 +251,15 @@ impl<'a> Hooks<'a> {
         self.reads.iter().any(|(s, _)| *s == site)
     }
 
+    /// Whether anything is registered at `site`: a value that nobody wants is not made into a tensor.
+    pub(crate) fn wants(&self, site: Site) -> bool {
+        !self.is_empty() && (self.reads(site) || self.replaces(site))
+    }
+
+    pub(crate) fn replaces(&self, site: Site) -> bool {
+        self.replacements.iter().any(|(s, _)| *s == site)
+    }
+
     /// Offers the value at `site`; returns what the model goes on with.
     pub(crate) fn at(&mut self, site: Site, value: Tensor) -> Result<Tensor> {
         if self.is_empty() {

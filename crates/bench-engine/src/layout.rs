@@ -4,6 +4,8 @@
 //! over it. Nothing is read or allocated.
 
 use crate::config::{Architecture, ExpertDtype, ModelConfig};
+use crate::dtype::Stored;
+use crate::model::KvDtype;
 use crate::weights::TensorDtype;
 
 /// What a tensor is for; the groups of [`ParameterCounts`].
@@ -209,38 +211,134 @@ fn used_experts(config: &ModelConfig, n: u64) -> u64 {
     }
 }
 
-/// Bytes of all weights in memory, experts in the given form. Cut the config with `with_layers` for fewer layers.
-pub fn weights_bytes(config: &ModelConfig, experts: ExpertDtype) -> u64 {
-    tensors(config).iter().map(|spec| resident_bytes(spec, experts)).sum()
+/// Bytes of all weights in memory, in the given form. Cut the config with `with_layers` for fewer layers.
+pub fn weights_bytes(config: &ModelConfig, stored: impl Into<Stored>) -> u64 {
+    let stored = stored.into();
+    let tensors: u64 = tensors(config).iter().map(|spec| resident_bytes(spec, stored)).sum();
+    tensors + unembedding_copy_bytes(config, stored)
 }
 
-/// Bytes of one tensor in memory: as in the checkpoint, unless MXFP4 codes are dequantized.
-pub fn resident_bytes(spec: &TensorSpec, experts: ExpertDtype) -> u64 {
-    match (experts, spec.role) {
-        (ExpertDtype::Bf16, Role::ExpertBlocks | Role::ExpertScales) => 2 * spec.parameters(),
+/// Bytes of one tensor in memory: as in the checkpoint, unless MXFP4 codes are dequantized or a dense matrix is
+/// quantized.
+pub fn resident_bytes(spec: &TensorSpec, stored: impl Into<Stored>) -> u64 {
+    let stored = stored.into();
+    match (stored.experts, spec.role, spec.shape.as_slice()) {
+        (ExpertDtype::Bf16, Role::ExpertBlocks | Role::ExpertScales, _) => 2 * spec.parameters(),
+        (_, Role::Attention | Role::Mlp | Role::LmHead, [rows, cols]) => {
+            stored.dense_bytes(*rows, *cols).unwrap_or(spec.bytes())
+        }
         _ => spec.bytes(),
     }
 }
 
+/// What a tied embedding takes once more to be multiplied with: rows of it are looked up as they are, so that a
+/// quantized one stands beside them. 0 where there is no such copy.
+pub fn unembedding_copy_bytes(config: &ModelConfig, stored: impl Into<Stored>) -> u64 {
+    let copy = || stored.into().dense_bytes(config.vocab_size, config.hidden_size);
+    if config.tie_word_embeddings { copy().unwrap_or(0) } else { 0 }
+}
+
 /// Weight bytes that decoding one token at batch 1 reads: the active parameters in their stored form, and one
 /// row of the embedding table.
-pub fn decode_read_bytes(config: &ModelConfig, experts: ExpertDtype) -> u64 {
+pub fn decode_read_bytes(config: &ModelConfig, stored: impl Into<Stored>) -> u64 {
+    let stored = stored.into();
     let row = config.hidden_size as u64 * 2;
+    let copy = unembedding_copy_bytes(config, stored);
     let read = |spec: &TensorSpec| {
-        let bytes = resident_bytes(spec, experts);
+        let bytes = resident_bytes(spec, stored);
         match spec.role {
-            Role::Embedding if !config.tie_word_embeddings => 0,
+            Role::Embedding if !config.tie_word_embeddings || copy > 0 => 0,
             _ if spec.is_expert() => used_experts(config, bytes),
             _ => bytes,
         }
     };
-    tensors(config).iter().map(read).sum::<u64>() + row
+    tensors(config).iter().map(read).sum::<u64>() + copy + row
 }
 
 /// Bytes of the KV cache of one sequence of `tokens` positions. `windowed`: sliding layers keep their window
 /// only; without, as an engine that ignores windows would need.
-pub fn kv_bytes(config: &ModelConfig, tokens: usize, bytes_per_value: usize, windowed: bool) -> u64 {
-    let per_position = 2 * config.num_key_value_heads * config.head_dim * bytes_per_value;
+pub fn kv_bytes(config: &ModelConfig, tokens: usize, dtype: impl Into<KvDtype>, windowed: bool) -> u64 {
+    let per_position = 2 * config.num_key_value_heads * dtype.into().row_bytes(config.head_dim);
     let positions = |layer| if windowed { config.kept_positions(layer, tokens) } else { tokens };
     (0..config.num_hidden_layers).map(|layer| positions(layer) as u64 * per_position as u64).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::DenseDtype;
+    use crate::preset;
+
+    fn read(name: &str, dense: DenseDtype) -> u64 {
+        decode_read_bytes(&preset::config(name).unwrap(), Stored { experts: ExpertDtype::Native, dense })
+    }
+
+    /// By hand, of gpt-oss-20b: 24 layers of 4096 x 2880 (q, o) and 2 x 512 x 2880 (k, v), 201,088 x 2880 to unembed.
+    #[test]
+    fn a_token_of_gpt_oss_20b_reads_what_its_formats_take() {
+        let matrices = 24 * (2 * 4096 * 2880 + 2 * 512 * 2880) + 201_088 * 2880_u64;
+        let bf16 = read("gpt-oss-20b", DenseDtype::Native);
+        let q8 = read("gpt-oss-20b", DenseDtype::Q8_0);
+        let q6 = read("gpt-oss-20b", DenseDtype::Q6_0);
+        assert_eq!(bf16 - q8, matrices * 2 - matrices / 32 * 34);
+        assert_eq!(bf16 - q6, matrices * 2 - matrices / 32 * 26);
+        let gb = |bytes: u64| (bytes as f64 / 1e7).round() / 100.0;
+        assert_eq!((gb(bf16), gb(q8), gb(q6)), (3.71, 2.57, 2.26));
+    }
+
+    #[test]
+    fn weights_shrink_by_what_is_quantized_and_the_rest_stays() {
+        let config = preset::config("gpt-oss-20b").unwrap();
+        let bytes = |dense| weights_bytes(&config, Stored { experts: ExpertDtype::Native, dense });
+        assert_eq!(bytes(DenseDtype::Native), 13_761_264_768);
+        let matrices = 24 * (2 * 4096 * 2880 + 2 * 512 * 2880) + 201_088 * 2880_u64;
+        assert_eq!(bytes(DenseDtype::Q8_0), 13_761_264_768 - matrices / 16 * 15);
+        for spec in tensors(&config) {
+            let dense = matches!(spec.role, Role::Attention | Role::LmHead) && spec.shape.len() == 2;
+            let q8 = resident_bytes(&spec, Stored { dense: DenseDtype::Q8_0, ..Stored::default() });
+            assert_eq!(q8 < spec.bytes(), dense, "{}", spec.name);
+        }
+    }
+
+    #[test]
+    fn a_tied_embedding_gets_a_quantized_copy_beside_it() {
+        let mut config = preset::config("dense-tiny").unwrap();
+        config.tie_word_embeddings = true;
+        let (vocab, hidden) = (config.vocab_size as u64, config.hidden_size as u64);
+        let stored = |dense| Stored { dense, ..Stored::default() };
+        let layers: u64 = tensors(&config)
+            .iter()
+            .filter(|s| s.role != Role::Embedding)
+            .map(|s| resident_bytes(s, stored(DenseDtype::Q8_0)))
+            .sum();
+        let copy = vocab * hidden / 32 * 34;
+        assert_eq!(weights_bytes(&config, stored(DenseDtype::Q8_0)), layers + 2 * vocab * hidden + copy);
+        assert_eq!(decode_read_bytes(&config, stored(DenseDtype::Q8_0)), layers + copy + 2 * hidden);
+        assert_eq!(unembedding_copy_bytes(&config, stored(DenseDtype::Native)), 0);
+    }
+
+    #[test]
+    fn a_matrix_that_does_not_divide_stays_as_it_is() {
+        let spec = |shape: &[usize]| TensorSpec {
+            name: "w".to_owned(),
+            dtype: TensorDtype::Bf16,
+            shape: shape.to_vec(),
+            role: Role::Mlp,
+            layer: Some(0),
+        };
+        let q6 = Stored { dense: DenseDtype::Q6_0, ..Stored::default() };
+        for (shape, bytes) in
+            [([16, 32], 16 * 26), ([24, 32], 24 * 64), ([16, 48], 16 * 96), ([32, 64], 64 * 26)]
+        {
+            assert_eq!(resident_bytes(&spec(&shape), q6), bytes, "{shape:?}");
+        }
+    }
+
+    #[test]
+    fn a_quantized_cache_has_34_bytes_for_32_values() {
+        let config = preset::config("gpt-oss-20b").unwrap();
+        let token = |dtype| kv_bytes(&config, 1, dtype, false);
+        assert_eq!(token(KvDtype::Bf16), 24 * 2 * 8 * 128);
+        assert_eq!(token(KvDtype::Q8_0), 24 * 2 * 8 * 68);
+    }
 }

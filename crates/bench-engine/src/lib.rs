@@ -8,8 +8,10 @@
 pub mod cache;
 pub mod checkpoint;
 pub mod config;
+mod dtype;
 pub mod dummy;
 pub mod error;
+pub mod fidelity;
 pub mod hooks;
 pub mod hub;
 pub mod inspect;
@@ -27,8 +29,11 @@ pub mod system;
 pub mod text;
 pub mod weights;
 
-pub use bench_kernels::heap;
+pub use bench_kernels::{Exec, heap};
 pub use cache::Sequence;
+pub use dtype::Stored;
 pub use error::{Error, Result};
 pub use hooks::{Hooks, Routing};
-pub use model::{ActivationDtype, LoadOptions, Model, Progress};
+pub use model::{
+    ActivationDtype, DenseDtype, KvDtype, LoadOptions, MatmulPrecision, Model, Progress, Workspace,
+};

@@ -1,20 +1,26 @@
 //! Does it fit: what a model needs in memory against what the machine has, before anything is loaded.
 //!
-//! Arithmetic over the layout. Activations are what the layers of the CPU engine hold at once; how evenly the
-//! experts are chosen is the one thing that shapes do not tell. A refusal keeps a margin, a prediction does not.
+//! Arithmetic over the layout. Activations are the memory that forward passes of the CPU engine work in, which is
+//! kept from the first to the last of a batch. A refusal keeps a margin, a prediction does not.
 
+use bench_kernels::packed::PackedFormat;
+use bench_kernels::rows::IntPrecision;
 use serde::Serialize;
 
 use crate::Error;
 use crate::config::{ExpertDtype, ModelConfig};
+use crate::dtype::Stored;
 use crate::layout::{self, Role, TensorSpec};
-use crate::model::ActivationDtype;
+use crate::model::{ActivationDtype, DenseDtype, KvDtype, LoadOptions, MatmulPrecision};
 
 /// What is to be run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Need {
     pub expert_dtype: ExpertDtype,
     pub activation_dtype: ActivationDtype,
+    pub dense_dtype: DenseDtype,
+    pub kv_dtype: KvDtype,
+    pub matmul_precision: MatmulPrecision,
     /// Prompt and output of one sequence.
     pub context_tokens: usize,
     pub batch: usize,
@@ -22,6 +28,27 @@ pub struct Need {
     pub prefill_chunk: usize,
     /// Weights are mapped from files: they can be dropped and read again, but running so is slow.
     pub mapped: bool,
+}
+
+impl Need {
+    /// One token of one sequence of a generated model that is loaded so.
+    pub fn of(options: &LoadOptions) -> Self {
+        Self {
+            expert_dtype: options.expert_dtype,
+            activation_dtype: options.activation_dtype,
+            dense_dtype: options.dense_dtype,
+            kv_dtype: options.kv(),
+            matmul_precision: options.matmul_precision,
+            context_tokens: 1,
+            batch: 1,
+            prefill_chunk: 1,
+            mapped: false,
+        }
+    }
+
+    fn stored(&self) -> Stored {
+        Stored { experts: self.expert_dtype, dense: self.dense_dtype }
+    }
 }
 
 /// The answer, all in bytes.
@@ -44,7 +71,7 @@ pub struct Preflight {
 
 /// Holds `need` against `available` bytes (see [`crate::system::available_memory`]).
 pub fn check(config: &ModelConfig, need: &Need, available: Option<u64>) -> Preflight {
-    let weights_bytes = layout::weights_bytes(config, need.expert_dtype);
+    let weights_bytes = layout::weights_bytes(config, need.stored());
     let required_bytes = required(config, need);
     let fits = available.is_none_or(|available| required_bytes <= available);
     Preflight {
@@ -102,23 +129,38 @@ pub struct Parts {
     pub kv_bytes: u64,
     pub activation_bytes: u64,
     pub program_bytes: u64,
+    /// Largest tensor that stands in memory twice for a moment while weights are packed: before there is a cache.
+    pub loading_bytes: u64,
 }
 
 impl Parts {
     pub fn total_bytes(&self) -> u64 {
-        let Self { weights_bytes, kv_bytes, activation_bytes, program_bytes } = *self;
-        [weights_bytes, kv_bytes, activation_bytes, program_bytes].into_iter().fold(0, u64::saturating_add)
+        let running = self.kv_bytes.saturating_add(self.activation_bytes).max(self.loading_bytes);
+        [self.weights_bytes, self.program_bytes, running].into_iter().fold(0, u64::saturating_add)
     }
 }
 
 /// Predicts what `need` takes, in a process that needs `program_bytes` for itself.
 pub fn parts(config: &ModelConfig, need: &Need, program_bytes: u64) -> Parts {
     Parts {
-        weights_bytes: layout::weights_bytes(config, need.expert_dtype) + widened_bytes(config),
+        weights_bytes: layout::weights_bytes(config, need.stored()) + widened_bytes(config),
         kv_bytes: kv_bytes(config, need),
         activation_bytes: activation_bytes(config, need),
         program_bytes,
+        loading_bytes: loading_bytes(config, need),
     }
+}
+
+/// Quantized matrices are memory of their own. The pages of a file that they come from can be dropped, so that there
+/// are never two copies; a generated matrix is whole until its quantized form is. MXFP4 is packed where it lies.
+fn loading_bytes(config: &ModelConfig, need: &Need) -> u64 {
+    if need.mapped {
+        return 0;
+    }
+    let stored = need.stored();
+    let quantized =
+        |spec: &&TensorSpec| matches!(stored.packed(spec), Some(PackedFormat::Q8_0 | PackedFormat::Q6_0));
+    layout::tensors(config).iter().filter(quantized).map(TensorSpec::bytes).max().unwrap_or(0)
 }
 
 /// What vectors take beyond their bytes in the checkpoint: they are kept in f32 instead of bf16.
@@ -133,62 +175,52 @@ fn required(config: &ModelConfig, need: &Need) -> u64 {
 }
 
 fn kv_bytes(config: &ModelConfig, need: &Need) -> u64 {
-    let one = layout::kv_bytes(config, need.context_tokens, need.activation_dtype.size(), true);
+    let one = layout::kv_bytes(config, need.context_tokens, need.kv_dtype, true);
     one.saturating_mul(need.batch as u64)
 }
 
-/// How much more than an even share of the tokens the busiest expert of any layer gets; generated routers with
-/// random prompts show up to this much.
-const BUSIEST_EXPERT: f64 = 2.0;
-
-/// Part of the activations that the system's allocator holds on top, in holes and in what it has not given back.
-/// Resident peaks of dense-nano exceed what it allocates by about 5 % of its activations; those of gpt-oss-nano by
-/// 0 to 27 %, from one run to the next, which is up to 4 % of the whole process to either side of the prediction.
-const HELD_BACK: f64 = 0.06;
-
-/// Most bytes that a forward pass takes at once beside weights and cache: in its largest layer stage, or when the
-/// logits of the batch are chosen from.
+/// Bytes that forward passes work in, as [`crate::Workspace`] holds them: the rows of the largest pass, in f32 and in
+/// the forms in which products take them, and the logits of the batch.
 fn activation_bytes(config: &ModelConfig, need: &Need) -> u64 {
-    let tokens = (need.prefill_chunk.min(need.context_tokens).max(1) * need.batch) as f64;
-    // Ids, and the cosines and sines of all positions.
-    let position = 8 + 4 * config.head_dim;
-    let stage = attention_stage(config, need.activation_dtype).max(mlp_stage(config, need));
-    // The logits in f32, their rows as they are handed out, and for one row the sorted candidates of a sampler.
-    let logits = (8 * need.batch + 28) * config.vocab_size;
-    ((1.0 + HELD_BACK) * (tokens * (position as f64 + stage)).max(logits as f64)) as u64
-}
-
-/// Bytes of `n` values of one token: as a tensor, and as the f32 copy that a kernel reads.
-fn value_bytes(dtype: ActivationDtype) -> (f64, f64) {
-    match dtype {
-        ActivationDtype::F32 => (4.0, 0.0),
-        ActivationDtype::Bf16 => (2.0, 4.0),
-    }
-}
-
-/// Bytes per token while attention runs: the residual stream, q, k and v, the f32 output.
-fn attention_stage(config: &ModelConfig, dtype: ActivationDtype) -> f64 {
-    let (tensor, copy) = value_bytes(dtype);
-    let q = (config.num_attention_heads * config.head_dim) as f64;
-    let kv = (config.num_key_value_heads * config.head_dim) as f64;
-    tensor * config.hidden_size as f64 + (tensor + copy) * (q + 2.0 * kv) + 4.0 * q
-}
-
-/// Bytes per token while the MLP runs: of a dense one gate, up and their product; of experts the normed input, the
-/// f32 sum, the slots, and what the busiest expert holds of its share of the tokens.
-fn mlp_stage(config: &ModelConfig, need: &Need) -> f64 {
-    let (tensor, copy) = value_bytes(need.activation_dtype);
-    let (hidden, inner) = (config.hidden_size as f64, config.intermediate_size as f64);
-    let Some(moe) = &config.moe else {
-        return tensor * hidden + 2.0 * (tensor + copy) * inner + 4.0 * inner;
+    let tokens = need.prefill_chunk.min(need.context_tokens).max(1) * need.batch;
+    let q = config.num_attention_heads * config.head_dim;
+    let kv = config.num_key_value_heads * config.head_dim;
+    // The residual stream, its norm and what is added to it; q, k, v and the output of attention.
+    let rows = 3 * config.hidden_size + 2 * q + 2 * kv;
+    // Ids, cosines and sines.
+    let position = 4 + 4 * config.head_dim;
+    let dense = product_bytes(need, need.stored().dense.packed().is_some(), tokens);
+    let (mlp, mlp_inputs) = match &config.moe {
+        None => (4 * 3 * config.intermediate_size, dense * config.intermediate_size as f64),
+        Some(moe) => {
+            let k = moe.num_experts_per_tok;
+            let slot = 3 * config.intermediate_size + config.hidden_size;
+            // Choice, weight, and three lists of slots.
+            let routing = 4 * (moe.num_local_experts + 5 * k);
+            let native = config.mxfp4 && need.expert_dtype == ExpertDtype::Native;
+            let experts = product_bytes(need, native, tokens * k / moe.num_local_experts);
+            let inputs = experts * (k * config.intermediate_size) as f64;
+            // The norm feeds experts in a form of their own.
+            let norm = if native && need.dense_dtype == DenseDtype::Native { experts } else { 0.0 };
+            (4 * k * slot + routing, inputs + norm * config.hidden_size as f64)
+        }
     };
-    let (experts, k) = (moe.num_local_experts as f64, moe.num_experts_per_tok as f64);
-    let share = (BUSIEST_EXPERT * k / experts).min(1.0);
-    // The MXFP4 kernel reorders its input.
-    let reordered = if config.mxfp4 && need.expert_dtype == ExpertDtype::Native { inner } else { 0.0 };
-    let expert = 4.0 * (2.0 * hidden + 3.0 * inner + reordered);
-    let slots = 20.0 * k + tensor * (experts + k);
-    2.0 * tensor * hidden + copy * (hidden + k) + 4.0 * hidden + slots + share * expert
+    let inputs = dense * (config.hidden_size + q) as f64 + mlp_inputs;
+    let token = (4 * rows + position + mlp) as f64 + inputs;
+    let logits = 4 * need.batch * (config.vocab_size + config.hidden_size);
+    (tokens as f64 * token) as u64 + logits as u64
+}
+
+/// Bytes of one value in the form in which a product of `rows` rows takes it, beside the value itself.
+fn product_bytes(need: &Need, packed: bool, rows: usize) -> f64 {
+    let precision = crate::ops::linear::precision(need.matmul_precision, rows);
+    match (precision, packed) {
+        // A record of a scale, a sum and the codes for each 32 values.
+        (Some(IntPrecision::Int8), true) => 40.0 / 32.0,
+        (Some(IntPrecision::Int16), true) => 72.0 / 32.0,
+        (Some(IntPrecision::Int8), false) => 2.0,
+        (None, _) | (Some(IntPrecision::Int16), false) => 0.0,
+    }
 }
 
 /// Largest context of `need.batch` sequences that fits in `memory` bytes, 0 if not even one token does.
@@ -258,6 +290,9 @@ mod tests {
     const NEED: Need = Need {
         expert_dtype: ExpertDtype::Native,
         activation_dtype: ActivationDtype::Bf16,
+        dense_dtype: DenseDtype::Native,
+        kv_dtype: KvDtype::Bf16,
+        matmul_precision: MatmulPrecision::F32,
         context_tokens: 4096,
         batch: 1,
         prefill_chunk: 512,
@@ -288,6 +323,28 @@ mod tests {
         assert!(n > 4096 && n < config.max_position_embeddings, "{n}");
         let at = |context_tokens| check(&config, &Need { context_tokens, ..NEED }, Some(available)).fits;
         assert!(at(n) && !at(n + 1));
+    }
+
+    #[test]
+    fn quantized_weights_and_cache_need_less_and_packing_one_tensor_more() {
+        let config = preset::config("gpt-oss-20b").unwrap();
+        let bf16 = check(&config, &NEED, None);
+        let q8 =
+            check(&config, &Need { dense_dtype: DenseDtype::Q8_0, kv_dtype: KvDtype::Q8_0, ..NEED }, None);
+        // 24 layers of q, k, v and o, and the unembedding: 34 instead of 64 bytes for 32 weights.
+        assert_eq!(bf16.weights_bytes - q8.weights_bytes, (637_009_920 + 579_133_440) / 16 * 15);
+        assert_eq!(q8.kv_bytes * 128, bf16.kv_bytes * 68);
+        let at =
+            |mapped, dense_dtype| parts(&config, &Need { mapped, dense_dtype, context_tokens: 1, ..NEED }, 0);
+        assert_eq!(at(true, DenseDtype::Q8_0).loading_bytes, 0);
+        // MXFP4 is packed where it lies; the unembedding is quantized to memory of its own.
+        assert_eq!(at(false, DenseDtype::Native).loading_bytes, 0);
+        let made = at(false, DenseDtype::Q8_0);
+        assert_eq!(made.loading_bytes, 2 * 201_088 * 2880);
+        assert_eq!(made.total_bytes(), made.weights_bytes + made.loading_bytes);
+        let long = parts(&config, &Need { mapped: false, context_tokens: 131_072, ..NEED }, 0);
+        assert!(long.kv_bytes > long.loading_bytes);
+        assert_eq!(long.total_bytes(), long.weights_bytes + long.kv_bytes + long.activation_bytes);
     }
 
     #[test]

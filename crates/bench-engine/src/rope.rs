@@ -46,21 +46,29 @@ impl RotaryEmbedding {
     /// Cosines and sines `[positions, head_dim / 2]`, attention factor included.
     pub fn cos_sin(&self, positions: impl Iterator<Item = usize>) -> (Vec<f32>, Vec<f32>) {
         let (mut cos, mut sin) = (Vec::new(), Vec::new());
-        for position in positions {
-            for f in &self.inv_freq {
-                let (s, c) = (position as f32 * f).sin_cos();
-                cos.push(c * self.attention_factor);
-                sin.push(s * self.attention_factor);
-            }
-        }
+        self.cos_sin_into(positions, false, &mut cos, &mut sin);
         (cos, sin)
     }
 
-    /// The same, rounded to bf16 as the reference does when activations are bf16.
-    pub fn cos_sin_bf16(&self, positions: impl Iterator<Item = usize>) -> (Vec<f32>, Vec<f32>) {
-        let round = |values: Vec<f32>| values.into_iter().map(|v| bf16::from_f32(v).to_f32()).collect();
-        let (cos, sin) = self.cos_sin(positions);
-        (round(cos), round(sin))
+    /// As [`Self::cos_sin`], in place of what the two held; rounded to bf16 if asked to, as the reference does when
+    /// activations are bf16.
+    pub fn cos_sin_into(
+        &self,
+        positions: impl Iterator<Item = usize>,
+        round_bf16: bool,
+        cos: &mut Vec<f32>,
+        sin: &mut Vec<f32>,
+    ) {
+        cos.clear();
+        sin.clear();
+        let round = |v: f32| if round_bf16 { bf16::from_f32(v).to_f32() } else { v };
+        for position in positions {
+            for f in &self.inv_freq {
+                let (s, c) = (position as f32 * f).sin_cos();
+                cos.push(round(c * self.attention_factor));
+                sin.push(round(s * self.attention_factor));
+            }
+        }
     }
 }
 

@@ -93,12 +93,11 @@ impl OpenOptions {
     /// What preflight is asked; `mapped` for weights that lie in files.
     pub fn need(&self, mapped: bool) -> Need {
         Need {
-            expert_dtype: self.load.expert_dtype,
-            activation_dtype: self.load.activation_dtype,
             context_tokens: self.context_tokens,
             batch: self.batch,
             prefill_chunk: self.prefill_chunk,
             mapped,
+            ..Need::of(&self.load)
         }
     }
 }

@@ -1,13 +1,18 @@
-//! What the machine still has: memory that a process may take, free space of a disk, kernels for its CPU.
+//! What the machine still has: memory that a process may take, free space of a disk, kernels and threads for its CPU.
 //!
 //! Read from the kernel each time; nothing is cached or estimated.
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
+
+use bench_kernels::pool::{Pool, PoolOptions};
+use bench_kernels::{Exec, Variant};
 
 use crate::Error;
 
 mod bandwidth;
+pub mod kernels;
 
 pub use bandwidth::bandwidth;
 pub use bench_kernels::bandwidth::HostBandwidth;
@@ -115,15 +120,35 @@ pub fn end_with_parent() {
     let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
 }
 
-/// Bounds the compute threads of this process. Only the first call has an effect, and only before anything ran.
-pub fn limit_threads(threads: usize) {
-    // A pool that exists already keeps its size; the caller asked for a bound, not for a failure.
-    let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+/// The kernels' instruction set, with threads of its own: `threads` of them (`None`: one for each core that this
+/// process may use), each on a core of its own if `pin`.
+///
+/// # Errors
+/// [`Error::InvalidModel`] for no threads, or more than the system starts.
+pub fn exec(threads: Option<usize>, pin: bool) -> Result<Exec, Error> {
+    if threads.is_none() && !pin {
+        return Ok(Exec::shared());
+    }
+    let wrong = |problem: String| Error::InvalidModel { what: "threads".to_owned(), problem };
+    if threads == Some(0) {
+        return Err(wrong("0 asked for: expected at least 1".to_owned()));
+    }
+    let pool = Pool::new(PoolOptions { threads, pin }).map_err(|e| wrong(e.to_string()))?;
+    Ok(Exec::new(Variant::active(), Arc::new(pool)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn threads_are_as_many_as_asked() {
+        assert_eq!(exec(Some(1), false).unwrap().threads(), 1);
+        assert_eq!(exec(Some(3), false).unwrap().threads(), 3);
+        assert_eq!(exec(None, false).unwrap().threads(), Exec::shared().threads());
+        let error = exec(Some(0), false).unwrap_err().to_string();
+        assert_eq!(error, "threads: 0 asked for: expected at least 1");
+    }
 
     #[test]
     fn the_kernel_counts_in_kib() {

@@ -128,6 +128,32 @@ impl HostTensor {
         matches!(self.bytes, HostBytes::Mapped { .. })
     }
 
+    /// The bytes themselves, if nobody else holds them and they are no pages of a file.
+    ///
+    /// # Errors
+    /// The tensor as it was.
+    pub fn into_bytes(self) -> Result<AlignedBytes, Self> {
+        let Self { dtype, shape, name, origin, bytes } = self;
+        let bytes = match bytes {
+            HostBytes::Owned { buffer, start: 0, end } if end == buffer.len() => {
+                match Arc::try_unwrap(buffer) {
+                    Ok(bytes) => return Ok(bytes),
+                    Err(buffer) => HostBytes::Owned { buffer, start: 0, end },
+                }
+            }
+            bytes => bytes,
+        };
+        Err(Self { dtype, shape, name, origin, bytes })
+    }
+
+    /// Takes the pages of `range`, in bytes of a mapped tensor, out of this process's memory: for what has been
+    /// copied. They are read again when they are needed.
+    pub fn release(&self, range: Range<usize>) {
+        if let HostBytes::Mapped { file, start, end } = &self.bytes {
+            file.release(start + range.start..(start + range.end).min(*end));
+        }
+    }
+
     /// # Errors
     /// [`Error::BadTensor`] for another dtype; so for the other two views.
     pub fn as_bf16(&self) -> Result<&[bf16], Error> {

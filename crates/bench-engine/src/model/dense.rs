@@ -1,13 +1,13 @@
 //! Dense decoders: Qwen3 (normalized queries and keys, tied embeddings in small ones), Llama and Yi.
 
+use bench_kernels::attention::Qkv;
 use bench_kernels::norm::WeightOrder;
-use candle_core::Tensor;
 
 use crate::config::{Architecture, LayerType, ModelConfig};
 use crate::error::Result;
-use crate::hooks::{Hooks, Site};
-use crate::model::Step;
+use crate::hooks::Site;
 use crate::model::load::Loader;
+use crate::model::{Step, Workspace};
 use crate::ops::attention::LayerAttention;
 use crate::ops::linear::{Linear, Matrix};
 use crate::ops::mlp::gated_silu;
@@ -24,6 +24,8 @@ struct AttentionBlock {
     q_norm: Option<RmsNorm>,
     k_norm: Option<RmsNorm>,
     window: Option<usize>,
+    heads: usize,
+    kv_heads: usize,
     head_dim: usize,
 }
 
@@ -51,36 +53,45 @@ impl AttentionBlock {
             q_norm,
             k_norm,
             window: config.sliding_window.filter(|_| config.layer_types[layer] == LayerType::Sliding),
+            heads: config.num_attention_heads,
+            kv_heads: config.num_key_value_heads,
             head_dim: d,
         })
     }
 
-    fn forward(&self, x: &Tensor, step: &mut Step<'_, '_, '_>) -> Result<Tensor> {
-        let l = self.layer;
-        // What a block computes on the way is freed at its end: the peak of a layer decides what fits.
-        let (q, k, v) = {
-            let t = step.hooks.at(Site::AttnNorm(l), self.norm.forward(x)?)?;
-            let heads = |linear: &Linear, norm| self.heads(&linear.forward(&t)?, norm);
-            let q = heads(&self.q_proj, self.q_norm.as_ref())?;
-            let k = heads(&self.k_proj, self.k_norm.as_ref())?;
-            (q, k, heads(&self.v_proj, None)?)
+    fn forward(&self, ws: &mut Workspace, step: &mut Step<'_, '_, '_>) -> Result<()> {
+        let Workspace { x, t, q, k, v, attn, scratch, y, .. } = ws;
+        let (l, d) = (self.layer, self.head_dim);
+        self.norm.forward(step, x.values(), t.reshape_as(x))?;
+        step.at(Site::AttnNorm(l), t)?;
+
+        self.q_proj.forward(step, t, q)?;
+        self.k_proj.forward(step, t, k)?;
+        self.v_proj.forward(step, t, v)?;
+        if let (Some(q_norm), Some(k_norm)) = (&self.q_norm, &self.k_norm) {
+            q_norm.apply(step, q.values_mut())?;
+            k_norm.apply(step, k.values_mut())?;
+        }
+        step.rotate(q, self.heads, d)?;
+        step.rotate(k, self.kv_heads, d)?;
+        step.at_heads(Site::Q(l), q, self.heads)?;
+        step.at_heads(Site::K(l), k, self.kv_heads)?;
+        step.at_heads(Site::V(l), v, self.kv_heads)?;
+
+        let attention = LayerAttention {
+            layer: l,
+            heads: self.heads,
+            kv_heads: self.kv_heads,
+            head_dim: d,
+            window: self.window,
+            sinks: None,
         };
-        let q = step.hooks.at(Site::Q(l), step.angles.rotate(q)?)?;
-        let k = step.hooks.at(Site::K(l), step.angles.rotate(k)?)?;
-        let v = step.hooks.at(Site::V(l), v)?;
-
-        let attention = LayerAttention { layer: l, window: self.window, sinks: None };
-        let t = attention.forward(q, k, v, &step.spans, step.sequences, step.hooks)?;
-        let t = step.hooks.at(Site::AttnOut(l), t)?;
-        let t = step.hooks.at(Site::AttnProj(l), self.o_proj.forward(&t)?)?;
-        Ok((x + t)?)
-    }
-
-    /// `[T, heads · head_dim]` to `[T, heads, head_dim]`, each head normalized if there is a norm.
-    fn heads(&self, x: &Tensor, norm: Option<&RmsNorm>) -> Result<Tensor> {
-        let (tokens, width) = x.dims2()?;
-        let x = x.reshape((tokens, width / self.head_dim, self.head_dim))?;
-        norm.map_or(Ok(x.clone()), |norm| norm.forward(&x))
+        let rows = Qkv { q: q.values(), k: k.values(), v: v.values() };
+        attention.forward(step, scratch, &rows, attn)?;
+        step.at(Site::AttnOut(l), attn)?;
+        self.o_proj.forward(step, attn, y)?;
+        step.at(Site::AttnProj(l), y)?;
+        step.add(x, y)
     }
 }
 
@@ -108,15 +119,17 @@ impl MlpBlock {
         })
     }
 
-    fn forward(&self, x: &Tensor, step: &mut Step<'_, '_, '_>) -> Result<Tensor> {
+    fn forward(&self, ws: &mut Workspace, step: &mut Step<'_, '_, '_>) -> Result<()> {
+        let Workspace { x, t, gate, up, act, y, .. } = ws;
         let l = self.layer;
-        let (gate, up) = {
-            let t = step.hooks.at(Site::MlpNorm(l), self.norm.forward(x)?)?;
-            (self.gate_proj.forward(&t)?, self.up_proj.forward(&t)?)
-        };
-        let t = gated_silu(gate, up)?;
-        let t = step.hooks.at(Site::MlpOut(l), self.down_proj.forward(&t)?)?;
-        Ok((x + t)?)
+        self.norm.forward(step, x.values(), t.reshape_as(x))?;
+        step.at(Site::MlpNorm(l), t)?;
+        self.gate_proj.forward(step, t, gate)?;
+        self.up_proj.forward(step, t, up)?;
+        gated_silu(step, gate, up, act.reshape_as(gate))?;
+        self.down_proj.forward(step, act, y)?;
+        step.at(Site::MlpOut(l), y)?;
+        step.add(x, y)
     }
 }
 
@@ -127,16 +140,12 @@ struct TransformerBlock {
 }
 
 impl TransformerBlock {
-    fn forward(&self, x: Tensor, step: &mut Step<'_, '_, '_>) -> Result<Tensor> {
-        let x = {
-            let x = step.hooks.at(Site::ResidPre(self.layer), x)?;
-            self.attn.forward(&x, step)?
-        };
-        let x = {
-            let x = step.hooks.at(Site::ResidMid(self.layer), x)?;
-            self.mlp.forward(&x, step)?
-        };
-        step.hooks.at(Site::ResidPost(self.layer), x)
+    fn forward(&self, ws: &mut Workspace, step: &mut Step<'_, '_, '_>) -> Result<()> {
+        step.at(Site::ResidPre(self.layer), &mut ws.x)?;
+        self.attn.forward(ws, step)?;
+        step.at(Site::ResidMid(self.layer), &mut ws.x)?;
+        self.mlp.forward(ws, step)?;
+        step.at(Site::ResidPost(self.layer), &mut ws.x)
     }
 }
 
@@ -150,6 +159,8 @@ pub(crate) struct Transformer {
 impl Transformer {
     pub(crate) fn load(loader: &mut Loader<'_>, config: &ModelConfig) -> Result<Self> {
         let embedding = loader.embedding(config)?;
+        // The largest matrix is quantized before the others are there: for a moment it is in memory twice.
+        let unembedding = loader.unembedding(config, &embedding)?;
         let mut block = Vec::with_capacity(config.num_hidden_layers);
         for layer in 0..config.num_hidden_layers {
             let attn = AttentionBlock::load(loader, config, layer)?;
@@ -158,22 +169,23 @@ impl Transformer {
             loader.layer_done();
         }
         let norm = rms_norm(loader, config, "model.norm", config.hidden_size)?;
-        Ok(Self { unembedding: loader.unembedding(config, &embedding)?, embedding, block, norm })
+        Ok(Self { embedding, block, norm, unembedding })
     }
 
-    /// The residual stream `[T, hidden]` after the last layer.
-    pub(crate) fn forward(&self, ids: &[u32], step: &mut Step<'_, '_, '_>) -> Result<Tensor> {
-        let mut x = step.hooks.at(Site::Embed, self.embedding.gather(ids, step.dtype)?)?;
-        for block in &self.block {
-            x = block.forward(x, step)?;
-        }
-        Ok(x)
+    /// From token ids to the residual stream `[T, hidden]` after the last layer, in `ws.x`.
+    pub(crate) fn forward(&self, ids: &[u32], ws: &mut Workspace, step: &mut Step<'_, '_, '_>) -> Result<()> {
+        self.embedding.gather(ids, &mut ws.x)?;
+        step.settle(ws.x.values_mut());
+        step.at(Site::Embed, &mut ws.x)?;
+        self.block.iter().try_for_each(|block| block.forward(ws, step))
     }
 
-    /// Logits `[positions, vocab]` of some positions of the residual stream.
-    pub(crate) fn unembed(&self, x: &Tensor, hooks: &mut Hooks<'_>) -> Result<Tensor> {
-        let x = hooks.at(Site::FinalNorm, self.norm.forward(x)?)?;
-        self.unembedding.product(&x, None, x.dtype())
+    /// From some rows of the residual stream, `ws.kept`, to their logits, `ws.logits` `[rows, vocab]`.
+    pub(crate) fn unembed(&self, ws: &mut Workspace, step: &mut Step<'_, '_, '_>) -> Result<()> {
+        let Workspace { kept, t, logits, .. } = ws;
+        self.norm.forward(step, kept.values(), t.reshape_as(kept))?;
+        step.at(Site::FinalNorm, t)?;
+        self.unembedding.product(step, t, None, logits)
     }
 }
 

@@ -1,17 +1,17 @@
 //! gpt-oss: attention with sinks in alternating windows, and a sparse mixture of experts, as `model.py` of
 //! openai/gpt-oss has them. Loading, placement and quantization are elsewhere.
 
+use bench_kernels::attention::Qkv;
 use bench_kernels::norm::WeightOrder;
-use candle_core::Tensor;
 
 use crate::config::{LayerType, ModelConfig, MoeConfig};
 use crate::error::{Error, Result};
-use crate::hooks::{Hooks, Site};
-use crate::model::Step;
+use crate::hooks::Site;
 use crate::model::load::Loader;
+use crate::model::{Step, Workspace};
 use crate::ops::attention::LayerAttention;
 use crate::ops::linear::{Linear, Matrix};
-use crate::ops::moe::{Experts, choose, weigh};
+use crate::ops::moe::{Experts, Router};
 use crate::ops::norm::RmsNorm;
 
 struct AttentionBlock {
@@ -23,6 +23,8 @@ struct AttentionBlock {
     o_proj: Linear,
     sinks: Vec<f32>,
     window: Option<usize>,
+    heads: usize,
+    kv_heads: usize,
     head_dim: usize,
 }
 
@@ -43,72 +45,76 @@ impl AttentionBlock {
             norm: rms_norm(loader, config, &format!("model.layers.{layer}.input_layernorm"))?,
             sinks: loader.vector(&format!("{prefix}.sinks"), &[config.num_attention_heads])?,
             window: config.sliding_window.filter(|_| config.layer_types[layer] == LayerType::Sliding),
+            heads: config.num_attention_heads,
+            kv_heads: config.num_key_value_heads,
             head_dim: d,
         })
     }
 
-    fn forward(&self, x: &Tensor, step: &mut Step<'_, '_, '_>) -> Result<Tensor> {
-        let l = self.layer;
-        // What a block computes on the way is freed at its end: the peak of a layer decides what fits.
-        let (q, k, v) = {
-            let t = step.hooks.at(Site::AttnNorm(l), self.norm.forward(x)?)?;
-            let heads = |linear: &Linear| self.split_heads(&linear.forward(&t)?);
-            (heads(&self.q_proj)?, heads(&self.k_proj)?, heads(&self.v_proj)?)
+    fn forward(&self, ws: &mut Workspace, step: &mut Step<'_, '_, '_>) -> Result<()> {
+        let Workspace { x, t, q, k, v, attn, scratch, y, .. } = ws;
+        let (l, d) = (self.layer, self.head_dim);
+        self.norm.forward(step, x.values(), t.reshape_as(x))?;
+        step.at(Site::AttnNorm(l), t)?;
+
+        self.q_proj.forward(step, t, q)?;
+        self.k_proj.forward(step, t, k)?;
+        self.v_proj.forward(step, t, v)?;
+        step.rotate(q, self.heads, d)?;
+        step.rotate(k, self.kv_heads, d)?;
+        step.at_heads(Site::Q(l), q, self.heads)?;
+        step.at_heads(Site::K(l), k, self.kv_heads)?;
+        step.at_heads(Site::V(l), v, self.kv_heads)?;
+
+        let attention = LayerAttention {
+            layer: l,
+            heads: self.heads,
+            kv_heads: self.kv_heads,
+            head_dim: d,
+            window: self.window,
+            sinks: Some(&self.sinks),
         };
-        let q = step.hooks.at(Site::Q(l), step.angles.rotate(q)?)?;
-        let k = step.hooks.at(Site::K(l), step.angles.rotate(k)?)?;
-        let v = step.hooks.at(Site::V(l), v)?;
-
-        let attention = LayerAttention { layer: l, window: self.window, sinks: Some(&self.sinks) };
-        let t = attention.forward(q, k, v, &step.spans, step.sequences, step.hooks)?;
-        let t = step.hooks.at(Site::AttnOut(l), t)?;
-        let t = step.hooks.at(Site::AttnProj(l), self.o_proj.forward(&t)?)?;
-        Ok((x + t)?)
-    }
-
-    /// `[T, heads · head_dim]` to `[T, heads, head_dim]`.
-    fn split_heads(&self, x: &Tensor) -> Result<Tensor> {
-        let (tokens, width) = x.dims2()?;
-        Ok(x.reshape((tokens, width / self.head_dim, self.head_dim))?)
+        let rows = Qkv { q: q.values(), k: k.values(), v: v.values() };
+        attention.forward(step, scratch, &rows, attn)?;
+        step.at(Site::AttnOut(l), attn)?;
+        self.o_proj.forward(step, attn, y)?;
+        step.at(Site::AttnProj(l), y)?;
+        step.add(x, y)
     }
 }
 
 struct MlpBlock {
     layer: usize,
     norm: RmsNorm,
-    router: Linear,
+    router: Router,
     experts: Experts,
-    experts_per_token: usize,
 }
 
 impl MlpBlock {
     fn load(loader: &mut Loader<'_>, config: &ModelConfig, moe: &MoeConfig, layer: usize) -> Result<Self> {
         let prefix = format!("model.layers.{layer}");
+        let (experts, hidden) = (moe.num_local_experts, config.hidden_size);
         Ok(Self {
             layer,
             norm: rms_norm(loader, config, &format!("{prefix}.post_attention_layernorm"))?,
-            router: loader.linear(
-                &format!("{prefix}.mlp.router"),
-                moe.num_local_experts,
-                config.hidden_size,
-                true,
-            )?,
+            router: Router {
+                layer,
+                linear: loader.small_linear(&format!("{prefix}.mlp.router"), experts, hidden)?,
+                experts,
+                experts_per_token: moe.num_experts_per_tok,
+            },
             experts: loader.experts(config, moe, layer)?,
-            experts_per_token: moe.num_experts_per_tok,
         })
     }
 
-    fn forward(&self, x: &Tensor, step: &mut Step<'_, '_, '_>) -> Result<Tensor> {
-        let l = self.layer;
-        let t = step.hooks.at(Site::MlpNorm(l), self.norm.forward(x)?)?;
-
-        let g = step.hooks.at(Site::Router(l), self.router.forward(&t)?)?;
-        let chosen = step.hooks.at(Site::ExpertIndex(l), choose(&g, self.experts_per_token)?)?;
-        let weights = step.hooks.at(Site::ExpertWeight(l), weigh(&g, &chosen)?)?;
-
-        let t = self.experts.forward(&t, &chosen, &weights, step.hooks)?;
-        let t = step.hooks.at(Site::MlpOut(l), t)?;
-        Ok((x + t)?)
+    fn forward(&self, ws: &mut Workspace, step: &mut Step<'_, '_, '_>) -> Result<()> {
+        let Workspace { x, t, moe, y, .. } = ws;
+        self.norm.forward(step, x.values(), t.reshape_as(x))?;
+        step.at(Site::MlpNorm(self.layer), t)?;
+        self.router.forward(step, t, moe)?;
+        self.experts.forward(step, t, moe, y)?;
+        step.at(Site::MlpOut(self.layer), y)?;
+        step.add(x, y)
     }
 }
 
@@ -119,16 +125,12 @@ struct TransformerBlock {
 }
 
 impl TransformerBlock {
-    fn forward(&self, x: Tensor, step: &mut Step<'_, '_, '_>) -> Result<Tensor> {
-        let x = {
-            let x = step.hooks.at(Site::ResidPre(self.layer), x)?;
-            self.attn.forward(&x, step)?
-        };
-        let x = {
-            let x = step.hooks.at(Site::ResidMid(self.layer), x)?;
-            self.mlp.forward(&x, step)?
-        };
-        step.hooks.at(Site::ResidPost(self.layer), x)
+    fn forward(&self, ws: &mut Workspace, step: &mut Step<'_, '_, '_>) -> Result<()> {
+        step.at(Site::ResidPre(self.layer), &mut ws.x)?;
+        self.attn.forward(ws, step)?;
+        step.at(Site::ResidMid(self.layer), &mut ws.x)?;
+        self.mlp.forward(ws, step)?;
+        step.at(Site::ResidPost(self.layer), &mut ws.x)
     }
 }
 
@@ -146,6 +148,8 @@ impl Transformer {
             problem: "gpt-oss without experts: num_local_experts is missing".to_owned(),
         })?;
         let embedding = loader.embedding(config)?;
+        // The largest matrix is quantized before the others are there: for a moment it is in memory twice.
+        let unembedding = loader.unembedding(config, &embedding)?;
         let mut block = Vec::with_capacity(config.num_hidden_layers);
         for layer in 0..config.num_hidden_layers {
             let attn = AttentionBlock::load(loader, config, layer)?;
@@ -154,22 +158,23 @@ impl Transformer {
             loader.layer_done();
         }
         let norm = rms_norm(loader, config, "model.norm")?;
-        Ok(Self { unembedding: loader.unembedding(config, &embedding)?, embedding, block, norm })
+        Ok(Self { embedding, block, norm, unembedding })
     }
 
-    /// The residual stream `[T, hidden]` after the last layer.
-    pub(crate) fn forward(&self, ids: &[u32], step: &mut Step<'_, '_, '_>) -> Result<Tensor> {
-        let mut x = step.hooks.at(Site::Embed, self.embedding.gather(ids, step.dtype)?)?;
-        for block in &self.block {
-            x = block.forward(x, step)?;
-        }
-        Ok(x)
+    /// From token ids to the residual stream `[T, hidden]` after the last layer, in `ws.x`.
+    pub(crate) fn forward(&self, ids: &[u32], ws: &mut Workspace, step: &mut Step<'_, '_, '_>) -> Result<()> {
+        self.embedding.gather(ids, &mut ws.x)?;
+        step.settle(ws.x.values_mut());
+        step.at(Site::Embed, &mut ws.x)?;
+        self.block.iter().try_for_each(|block| block.forward(ws, step))
     }
 
-    /// Logits `[positions, vocab]` of some positions of the residual stream.
-    pub(crate) fn unembed(&self, x: &Tensor, hooks: &mut Hooks<'_>) -> Result<Tensor> {
-        let x = hooks.at(Site::FinalNorm, self.norm.forward(x)?)?;
-        self.unembedding.product(&x, None, x.dtype())
+    /// From some rows of the residual stream, `ws.kept`, to their logits, `ws.logits` `[rows, vocab]`.
+    pub(crate) fn unembed(&self, ws: &mut Workspace, step: &mut Step<'_, '_, '_>) -> Result<()> {
+        let Workspace { kept, t, logits, .. } = ws;
+        self.norm.forward(step, kept.values(), t.reshape_as(kept))?;
+        step.at(Site::FinalNorm, t)?;
+        self.unembedding.product(step, t, None, logits)
     }
 }
 

@@ -8,20 +8,21 @@ use std::sync::Arc;
 use bench_kernels::host::AlignedBytes;
 use bench_kernels::mxfp4;
 use bench_kernels::norm::WeightOrder;
+use bench_kernels::packed::{PackedFormat, is_packable};
 use half::bf16;
 
 use crate::config::{ExpertDtype, ModelConfig, MoeConfig};
 use crate::error::{Error, Result};
-use crate::model::Progress;
+use crate::model::{DenseDtype, LoadOptions, Progress, pack};
 use crate::ops::kernel_error;
 use crate::ops::linear::{Linear, Matrix};
-use crate::ops::moe::{ExpertMatrix, Experts};
+use crate::ops::moe::{ExpertMatrix, ExpertStore, Experts};
 use crate::ops::norm::RmsNorm;
 use crate::weights::{HostBytes, HostTensor, TensorDtype, WeightSource};
 
 pub(crate) struct Loader<'a> {
     source: &'a dyn WeightSource,
-    expert_dtype: ExpertDtype,
+    options: &'a LoadOptions,
     progress: &'a mut dyn FnMut(Progress),
     done: u64,
     total: u64,
@@ -31,11 +32,11 @@ pub(crate) struct Loader<'a> {
 impl<'a> Loader<'a> {
     pub(crate) fn new(
         source: &'a dyn WeightSource,
-        expert_dtype: ExpertDtype,
+        options: &'a LoadOptions,
         layers: usize,
         progress: &'a mut dyn FnMut(Progress),
     ) -> Self {
-        Self { source, expert_dtype, progress, done: 0, total: layers as u64, bytes: 0 }
+        Self { source, options, progress, done: 0, total: layers as u64, bytes: 0 }
     }
 
     /// Bytes of all that was loaded so far.
@@ -49,9 +50,15 @@ impl<'a> Loader<'a> {
     }
 
     pub(crate) fn linear(&mut self, name: &str, rows: usize, cols: usize, bias: bool) -> Result<Linear> {
-        let weight = self.matrix(&format!("{name}.weight"), rows, cols)?;
+        let weight = self.dense_matrix(&format!("{name}.weight"), rows, cols)?;
         let bias = bias.then(|| self.vector(&format!("{name}.bias"), &[rows])).transpose()?;
         Ok(Linear { weight, bias })
+    }
+
+    /// A product that decides between experts, and is small: its weights stay as they are.
+    pub(crate) fn small_linear(&mut self, name: &str, rows: usize, cols: usize) -> Result<Linear> {
+        let weight = self.matrix(&format!("{name}.weight"), rows, cols)?;
+        Ok(Linear { weight, bias: Some(self.vector(&format!("{name}.bias"), &[rows])?) })
     }
 
     pub(crate) fn embedding(&mut self, config: &ModelConfig) -> Result<Matrix> {
@@ -60,10 +67,34 @@ impl<'a> Loader<'a> {
 
     /// The embedding itself where they are tied.
     pub(crate) fn unembedding(&mut self, config: &ModelConfig, embedding: &Matrix) -> Result<Matrix> {
-        if config.tie_word_embeddings {
-            return Ok(embedding.clone());
+        let (rows, cols) = (config.vocab_size, config.hidden_size);
+        match config.tie_word_embeddings {
+            true if self.dense_format(rows, cols).is_none() => Ok(embedding.clone()),
+            true => self.dense_matrix("model.embed_tokens.weight", rows, cols),
+            false => self.dense_matrix("lm_head.weight", rows, cols),
         }
-        self.matrix("lm_head.weight", config.vocab_size, config.hidden_size)
+    }
+
+    /// What matrices of this size are quantized to; `None`: they stay as they are.
+    fn dense_format(&self, rows: usize, cols: usize) -> Option<PackedFormat> {
+        let format = match self.options.dense_dtype {
+            DenseDtype::Native => None,
+            DenseDtype::Q8_0 => Some(PackedFormat::Q8_0),
+            DenseDtype::Q6_0 => Some(PackedFormat::Q6_0),
+        };
+        format.filter(|_| is_packable(rows, cols))
+    }
+
+    /// A matrix that every token reads whole.
+    fn dense_matrix(&mut self, name: &str, rows: usize, cols: usize) -> Result<Matrix> {
+        let Some(format) = self.dense_format(rows, cols) else { return self.matrix(name, rows, cols) };
+        let tensor = self.source.tensor(name, &[rows, cols])?;
+        if !matches!(tensor.dtype, TensorDtype::F32 | TensorDtype::Bf16) {
+            return self.matrix(name, rows, cols);
+        }
+        let (codes, scales) = pack::quantized(&self.options.exec, &tensor, format)?;
+        self.bytes += (codes.as_bytes().len() + scales.as_bytes().len()) as u64;
+        Ok(Matrix::packed(format, codes, scales, rows, cols))
     }
 
     pub(crate) fn norm(&mut self, name: &str, width: usize, eps: f64, order: WeightOrder) -> Result<RmsNorm> {
@@ -84,7 +115,7 @@ impl<'a> Loader<'a> {
     fn matrix(&mut self, name: &str, rows: usize, cols: usize) -> Result<Matrix> {
         let tensor = self.tensor(name, &[rows, cols])?;
         match tensor.dtype {
-            TensorDtype::F32 | TensorDtype::Bf16 => Ok(Matrix::new(tensor)),
+            TensorDtype::F32 | TensorDtype::Bf16 => Ok(Matrix::plain(tensor)),
             TensorDtype::F16 => {
                 self.bytes += tensor.as_bytes().len() as u64;
                 let values = tensor.to_f32_vec()?;
@@ -92,7 +123,7 @@ impl<'a> Loader<'a> {
                     new_tensor::<f32>(&tensor, TensorDtype::F32, vec![rows, cols], cols, |row, out| {
                         out.copy_from_slice(&values[row * cols..][..cols]);
                     });
-                Ok(Matrix::new(widened?))
+                Ok(Matrix::plain(widened?))
             }
             TensorDtype::U8 => Err(bad(&tensor, "has dtype U8, expected F32, F16 or BF16")),
         }
@@ -103,7 +134,6 @@ impl<'a> Loader<'a> {
         let prefix = format!("model.layers.{layer}.mlp.experts");
         Ok(Experts {
             layer,
-            count: e,
             hidden,
             intermediate: width,
             gate_up: self.expert_matrix(&format!("{prefix}.gate_up_proj"), [e, 2 * width, hidden])?,
@@ -117,10 +147,15 @@ impl<'a> Loader<'a> {
 
     /// `[experts, out, in]`: MXFP4 blocks and scales, or bf16 that is stored as `[experts, in, out]`.
     fn expert_matrix(&mut self, name: &str, shape: [usize; 3]) -> Result<ExpertMatrix> {
+        let [_, rows, cols] = shape;
+        Ok(ExpertMatrix { store: self.expert_store(name, shape)?, rows, cols })
+    }
+
+    fn expert_store(&mut self, name: &str, shape: [usize; 3]) -> Result<ExpertStore> {
         let [e, rows, cols] = shape;
         if !self.source.contains(&format!("{name}_blocks")) {
             let stored = self.tensor(name, &[e, cols, rows])?;
-            return Ok(ExpertMatrix::Bf16(transpose(&stored, shape)?));
+            return Ok(ExpertStore::Bf16(transpose(&stored, shape)?));
         }
         let groups = cols / mxfp4::BLOCK;
         let blocks = self.source.tensor(&format!("{name}_blocks"), &[e, rows, groups, mxfp4::BLOCK_BYTES])?;
@@ -128,13 +163,17 @@ impl<'a> Loader<'a> {
         for tensor in [&blocks, &scales] {
             tensor.as_u8()?;
         }
-        if self.expert_dtype == ExpertDtype::Native {
+        if self.options.expert_dtype == ExpertDtype::Native {
             self.bytes += (blocks.as_bytes().len() + scales.as_bytes().len()) as u64;
-            return Ok(ExpertMatrix::Mxfp4 { blocks, scales });
+            if !is_packable(rows, cols) {
+                return Ok(ExpertStore::Mxfp4 { blocks, scales });
+            }
+            let (codes, scales) = pack::mxfp4(&self.options.exec, blocks, scales, cols)?;
+            return Ok(ExpertStore::Packed { codes, scales });
         }
         let dequantized = dequantize(&blocks, &scales, shape)?;
         self.bytes += dequantized.as_bytes().len() as u64;
-        Ok(ExpertMatrix::Bf16(dequantized))
+        Ok(ExpertStore::Bf16(dequantized))
     }
 }
 

@@ -6,19 +6,26 @@
 mod dense;
 mod gpt_oss;
 mod load;
+mod pack;
+mod step;
 
-use candle_core::{DType, Tensor};
+use bench_kernels::Exec;
+pub use bench_kernels::attention::KvDtype;
+use bench_kernels::vectors::non_finite_count;
+use candle_core::{Device, Tensor};
 
 use crate::cache::Sequence;
 use crate::config::{Architecture, ExpertDtype, ModelConfig};
 use crate::error::{Error, Result};
 use crate::hooks::{Hooks, Site};
+use crate::ops::kernel_error;
 use crate::ops::rope::Angles;
-use crate::ops::with_f32;
 use crate::rope::RotaryEmbedding;
 use crate::weights::WeightSource;
+pub use step::Workspace;
+pub(crate) use step::{Span, Step};
 
-/// The dtype between operations, and that of the KV cache.
+/// The dtype between operations, and that of the KV cache unless another is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ActivationDtype {
     #[default]
@@ -42,18 +49,50 @@ impl ActivationDtype {
         }
     }
 
-    fn dtype(self) -> DType {
+    /// What the KV cache holds unless asked otherwise.
+    pub fn kv_dtype(self) -> KvDtype {
         match self {
-            Self::F32 => DType::F32,
-            Self::Bf16 => DType::BF16,
+            Self::F32 => KvDtype::F32,
+            Self::Bf16 => KvDtype::Bf16,
         }
     }
+}
+
+/// How the matrices of attention and the unembedding are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DenseDtype {
+    /// As the checkpoint has them, which is bf16 as a rule.
+    #[default]
+    Native,
+    /// 8 bits and an f16 scale for 32 weights.
+    Q8_0,
+    /// 6 bits and an f16 scale for 32 weights.
+    Q6_0,
+}
+
+/// How activations enter a product.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum MatmulPrecision {
+    /// As they are; the reference of the others.
+    #[default]
+    F32,
+    /// With quantized weights as blocks of 16-bit integers; with bf16 weights as they are.
+    Int16,
+    /// Where arithmetic is the limit (prompts, large batches) as blocks of 8-bit integers with quantized weights,
+    /// as bf16 with bf16 weights; elsewhere as `Int16`.
+    Int8,
 }
 
 #[derive(Debug, Clone, Default)]
 pub struct LoadOptions {
     pub activation_dtype: ActivationDtype,
     pub expert_dtype: ExpertDtype,
+    pub dense_dtype: DenseDtype,
+    pub matmul_precision: MatmulPrecision,
+    /// `None`: that of the activations.
+    pub kv_dtype: Option<KvDtype>,
+    /// Instruction set and threads.
+    pub exec: bench_kernels::Exec,
     /// Only the first layers; `None` for all.
     pub num_layers: Option<usize>,
 }
@@ -75,28 +114,13 @@ enum Transformer {
 /// A loaded model; it has no state of its own, so that several threads may run it with their own sequences.
 pub struct Model {
     config: ModelConfig,
+    exec: Exec,
     activation_dtype: ActivationDtype,
+    kv_dtype: KvDtype,
+    precision: MatmulPrecision,
     rope: RotaryEmbedding,
     transformer: Transformer,
     weights_bytes: u64,
-}
-
-/// The tokens of one sequence in a forward pass: rows `start..start + len`, after `past` tokens in its cache.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Span {
-    pub(crate) sequence: usize,
-    pub(crate) start: usize,
-    pub(crate) len: usize,
-    pub(crate) past: usize,
-}
-
-/// What the layers of one forward pass share.
-pub(crate) struct Step<'a, 's, 'h> {
-    pub(crate) spans: Vec<Span>,
-    pub(crate) angles: Angles,
-    pub(crate) sequences: &'a mut [&'s mut Sequence],
-    pub(crate) hooks: &'a mut Hooks<'h>,
-    pub(crate) dtype: DType,
 }
 
 /// Which positions are unembedded.
@@ -121,7 +145,9 @@ impl Model {
             Some(layers) => config.with_layers(layers)?,
             None => config,
         };
-        let mut loader = load::Loader::new(weights, options.expert_dtype, config.num_hidden_layers, progress);
+        let kv_dtype = options.kv_dtype.unwrap_or(options.activation_dtype.kv_dtype());
+        kv_dtype.check(config.head_dim).map_err(kernel_error("kv cache"))?;
+        let mut loader = load::Loader::new(weights, options, config.num_hidden_layers, progress);
         let transformer = match config.architecture {
             Architecture::GptOss => Transformer::GptOss(gpt_oss::Transformer::load(&mut loader, &config)?),
             Architecture::Qwen3 | Architecture::Llama => {
@@ -130,7 +156,16 @@ impl Model {
         };
         let weights_bytes = loader.bytes();
         let rope = RotaryEmbedding::new(config.head_dim, config.rope_theta, &config.rope_scaling);
-        Ok(Self { config, activation_dtype: options.activation_dtype, rope, transformer, weights_bytes })
+        Ok(Self {
+            config,
+            exec: options.exec.clone(),
+            activation_dtype: options.activation_dtype,
+            kv_dtype,
+            precision: options.matmul_precision,
+            rope,
+            transformer,
+            weights_bytes,
+        })
     }
 
     pub fn config(&self) -> &ModelConfig {
@@ -148,7 +183,12 @@ impl Model {
 
     /// A sequence without tokens.
     pub fn sequence(&self) -> Sequence {
-        Sequence::new(&self.config, self.activation_dtype)
+        Sequence::new(&self.config, self.kv_dtype)
+    }
+
+    /// Memory for forward passes, empty at first. Whoever runs many passes keeps one.
+    pub fn workspace(&self) -> Workspace {
+        Workspace::default()
     }
 
     /// Runs `ids[i]` through sequence i, at most `chunk` tokens of each at a time, without padding.
@@ -166,7 +206,9 @@ impl Model {
         chunk: usize,
         hooks: &mut Hooks<'_>,
     ) -> Result<Tensor> {
-        self.run(sequences, ids, chunk, hooks, Keep::Last)
+        let mut workspace = self.workspace();
+        self.prefill_in(&mut workspace, sequences, ids, chunk, hooks)?;
+        workspace.into_logits()
     }
 
     /// Runs one token of each sequence; logits as in [`Model::prefill`].
@@ -176,8 +218,9 @@ impl Model {
         ids: &[u32],
         hooks: &mut Hooks<'_>,
     ) -> Result<Tensor> {
-        let ids: Vec<&[u32]> = ids.chunks(1).collect();
-        self.run(sequences, &ids, 1, hooks, Keep::Last)
+        let mut workspace = self.workspace();
+        self.decode_step_in(&mut workspace, sequences, ids, hooks)?;
+        workspace.into_logits()
     }
 
     /// As [`Model::prefill`], but returns the logits of every position, f32 `[sum of lengths, vocab]`, sequence
@@ -189,51 +232,94 @@ impl Model {
         chunk: usize,
         hooks: &mut Hooks<'_>,
     ) -> Result<Tensor> {
-        self.run(sequences, ids, chunk, hooks, Keep::All)
+        let mut workspace = self.workspace();
+        self.run(&mut workspace, sequences, |i| ids[i], ids.len(), chunk, hooks, Keep::All)?;
+        workspace.into_logits()
     }
 
-    fn run(
+    /// As [`Model::prefill`], in memory that is kept; the logits stay there until the next pass.
+    pub fn prefill_in<'w>(
         &self,
+        workspace: &'w mut Workspace,
         sequences: &mut [&mut Sequence],
         ids: &[&[u32]],
         chunk: usize,
         hooks: &mut Hooks<'_>,
+    ) -> Result<&'w [f32]> {
+        self.run(workspace, sequences, |i| ids[i], ids.len(), chunk, hooks, Keep::Last)?;
+        Ok(workspace.logits.values())
+    }
+
+    /// As [`Model::decode_step`], in memory that is kept. Without hooks, a step like the one before takes nothing
+    /// from the heap but pages of the caches.
+    pub fn decode_step_in<'w>(
+        &self,
+        workspace: &'w mut Workspace,
+        sequences: &mut [&mut Sequence],
+        ids: &[u32],
+        hooks: &mut Hooks<'_>,
+    ) -> Result<&'w [f32]> {
+        self.run(workspace, sequences, |i| &ids[i..=i], ids.len(), 1, hooks, Keep::Last)?;
+        Ok(workspace.logits.values())
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn run<'i>(
+        &self,
+        ws: &mut Workspace,
+        sequences: &mut [&mut Sequence],
+        ids: impl Fn(usize) -> &'i [u32],
+        count: usize,
+        chunk: usize,
+        hooks: &mut Hooks<'_>,
         keep: Keep,
-    ) -> Result<Tensor> {
-        self.check(sequences, ids, hooks)?;
+    ) -> Result<()> {
+        self.check(sequences, &ids, count, hooks)?;
         let chunk = chunk.max(1);
-        let mut kept: Vec<Vec<Tensor>> = vec![Vec::new(); ids.len()];
-        let longest = ids.iter().map(|ids| ids.len()).max().unwrap_or(0);
+        let (longest, all) = (0..count).map(|i| ids(i).len()).fold((0, 0), |(m, n), l| (m.max(l), n + l));
+        ws.kept.reshape(if keep == Keep::All { all } else { count }, self.config.hidden_size);
         for start in (0..longest).step_by(chunk) {
-            let parts: Vec<(usize, &[u32])> = ids
-                .iter()
-                .enumerate()
-                .filter(|(_, ids)| start < ids.len())
-                .map(|(i, ids)| (i, &ids[start..(start + chunk).min(ids.len())]))
-                .collect();
-            let (hidden, spans) = self.forward(sequences, &parts, hooks)?;
-            for span in spans {
-                let ends = start + span.len == ids[span.sequence].len();
+            let part = |i: usize| {
+                let ids = ids(i);
+                &ids[start.min(ids.len())..(start + chunk).min(ids.len())]
+            };
+            self.forward(ws, sequences, &part, count, hooks)?;
+            let (mut row, Workspace { spans, kept, x, .. }) = (0, &mut *ws);
+            let (kept, hidden) = (kept.values_mut(), self.config.hidden_size);
+            let mut keep_row = |from: usize, to: usize| {
+                kept[to * hidden..(to + 1) * hidden].copy_from_slice(x.row(from));
+            };
+            let mut sequence = 0;
+            for span in spans.iter() {
+                while sequence < span.sequence {
+                    row += ids(sequence).len();
+                    sequence += 1;
+                }
                 match keep {
-                    Keep::All => kept[span.sequence].push(hidden.narrow(0, span.start, span.len)?),
-                    // A copy, so that the rest of the chunk is freed.
-                    Keep::Last if ends => {
-                        let last = hidden.narrow(0, span.start + span.len - 1, 1)?;
-                        kept[span.sequence].push(last.force_contiguous()?);
+                    Keep::All => (0..span.len).for_each(|i| keep_row(span.start + i, row + start + i)),
+                    Keep::Last if start + span.len == ids(span.sequence).len() => {
+                        keep_row(span.start + span.len - 1, span.sequence);
                     }
                     Keep::Last => {}
                 }
             }
         }
-        self.logits(&Tensor::cat(&kept.concat(), 0)?, hooks)
+        self.logits(ws, hooks)
     }
 
-    fn check(&self, sequences: &[&mut Sequence], ids: &[&[u32]], hooks: &Hooks<'_>) -> Result<()> {
-        if sequences.len() != ids.len() || ids.is_empty() {
-            return Err(Error::BatchMismatch { sequences: sequences.len(), ids: ids.len() });
+    fn check<'i>(
+        &self,
+        sequences: &[&mut Sequence],
+        ids: &impl Fn(usize) -> &'i [u32],
+        count: usize,
+        hooks: &Hooks<'_>,
+    ) -> Result<()> {
+        if sequences.len() != count || count == 0 {
+            return Err(Error::BatchMismatch { sequences: sequences.len(), ids: count });
         }
         let (vocab_size, limit) = (self.config.vocab_size, self.config.max_position_embeddings);
-        for (i, (sequence, ids)) in sequences.iter().zip(ids).enumerate() {
+        for (i, sequence) in sequences.iter().enumerate() {
+            let ids = ids(i);
             if ids.is_empty() {
                 return Err(Error::EmptyPrompt { sequence: i });
             }
@@ -248,51 +334,84 @@ impl Model {
         hooks.check(&self.config)
     }
 
-    /// One pass over all layers: the residual stream `[T, hidden]` and whose rows they are.
-    fn forward(
+    /// One pass over all layers with `part(i)` of sequence i, which may be empty; the residual stream `[T, hidden]`
+    /// is then in `ws.x`, and `ws.spans` says whose its rows are.
+    fn forward<'i>(
         &self,
+        ws: &mut Workspace,
         sequences: &mut [&mut Sequence],
-        parts: &[(usize, &[u32])],
+        part: &impl Fn(usize) -> &'i [u32],
+        count: usize,
         hooks: &mut Hooks<'_>,
-    ) -> Result<(Tensor, Vec<Span>)> {
-        let (mut spans, mut ids) = (Vec::with_capacity(parts.len()), Vec::new());
-        for &(sequence, part) in parts {
-            sequences[sequence].begin()?;
-            spans.push(Span { sequence, start: ids.len(), len: part.len(), past: sequences[sequence].len() });
-            ids.extend_from_slice(part);
+    ) -> Result<()> {
+        // Taken out, so that layers may read them while they write to the rest.
+        let mut spans = std::mem::take(&mut ws.spans);
+        let (mut ids, mut angles) = (std::mem::take(&mut ws.ids), std::mem::take(&mut ws.angles));
+        spans.clear();
+        ids.clear();
+        let mut began = Ok(());
+        for sequence in (0..count).filter(|&i| !part(i).is_empty()) {
+            began = began.and(sequences[sequence].begin());
+            let (start, past) = (ids.len(), sequences[sequence].len());
+            ids.extend_from_slice(part(sequence));
+            spans.push(Span { sequence, start, len: ids.len() - start, past });
         }
         let positions = spans.iter().flat_map(|s| s.past..s.past + s.len);
-        let (cos, sin) = match self.activation_dtype {
-            ActivationDtype::F32 => self.rope.cos_sin(positions),
-            ActivationDtype::Bf16 => self.rope.cos_sin_bf16(positions),
-        };
-        let dtype = self.activation_dtype.dtype();
-        let mut step = Step { spans, angles: Angles { cos, sin }, sequences, hooks, dtype };
-        let hidden = match &self.transformer {
-            Transformer::GptOss(t) => t.forward(&ids, &mut step)?,
-            Transformer::Dense(t) => t.forward(&ids, &mut step)?,
-        };
-        let Step { spans, sequences, .. } = step;
-        for span in &spans {
-            sequences[span.sequence].finish(span.len);
+        self.rope.cos_sin_into(positions, self.is_bf16(), &mut angles.cos, &mut angles.sin);
+        let ran = began.and_then(|()| {
+            let mut step = self.step(&spans, &angles, sequences, hooks);
+            match &self.transformer {
+                Transformer::GptOss(t) => t.forward(&ids, ws, &mut step),
+                Transformer::Dense(t) => t.forward(&ids, ws, &mut step),
+            }
+        });
+        if ran.is_ok() {
+            for span in &spans {
+                sequences[span.sequence].finish(span.len);
+            }
         }
-        Ok((hidden, spans))
+        (ws.spans, ws.ids, ws.angles) = (spans, ids, angles);
+        ran
     }
 
-    /// Logits, f32, of some rows of the residual stream.
-    fn logits(&self, hidden: &Tensor, hooks: &mut Hooks<'_>) -> Result<Tensor> {
-        let logits = match &self.transformer {
-            Transformer::GptOss(t) => t.unembed(hidden, hooks)?,
-            Transformer::Dense(t) => t.unembed(hidden, hooks)?,
-        };
-        let logits = hooks.at(Site::Logits, logits.to_dtype(DType::F32)?)?;
-        let not_finite = |values: &[f32]| Ok(values.iter().filter(|v| !v.is_finite()).count());
-        let count = with_f32("logits", &logits, not_finite)?;
+    fn step<'a, 's, 'h>(
+        &'a self,
+        spans: &'a [Span],
+        angles: &'a Angles,
+        sequences: &'a mut [&'s mut Sequence],
+        hooks: &'a mut Hooks<'h>,
+    ) -> Step<'a, 's, 'h> {
+        let (precision, bf16) = (self.precision, self.is_bf16());
+        Step { exec: &self.exec, precision, bf16, spans, angles, sequences, hooks }
+    }
+
+    fn is_bf16(&self) -> bool {
+        self.activation_dtype == ActivationDtype::Bf16
+    }
+
+    /// The logits, f32, of the rows that were kept.
+    fn logits(&self, ws: &mut Workspace, hooks: &mut Hooks<'_>) -> Result<()> {
+        let angles = Angles::default();
+        let mut step = self.step(&[], &angles, &mut [], hooks);
+        match &self.transformer {
+            Transformer::GptOss(t) => t.unembed(ws, &mut step)?,
+            Transformer::Dense(t) => t.unembed(ws, &mut step)?,
+        }
+        step.at(Site::Logits, &mut ws.logits)?;
+        let count = non_finite_count(self.exec.variant(), ws.logits.values());
         if count > 0 {
-            let site = format!("{} positions", logits.dim(0)?);
+            let site = format!("{} positions", ws.logits.rows());
             return Err(Error::NonFiniteLogits { site, count });
         }
-        Ok(logits)
+        Ok(())
+    }
+}
+
+impl Workspace {
+    /// The logits of the last pass as a tensor of their own.
+    fn into_logits(self) -> Result<Tensor> {
+        let shape = [self.logits.rows(), self.logits.cols()];
+        Ok(Tensor::from_slice(self.logits.values(), &shape, &Device::Cpu)?)
     }
 }
 

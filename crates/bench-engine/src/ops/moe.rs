@@ -1,64 +1,166 @@
 //! Mixture of experts: the choice of experts, and their products over the tokens that chose them.
 //!
-//! Tokens are gathered by expert, so that each expert's weights are read once per forward pass; no padding.
+//! Tokens are sorted by expert, so that each expert's weights are read once per forward pass; no padding. All
+//! experts of a layer are one product, whose parts go to whichever thread is free.
 
 use bench_kernels::activation::clamped_swiglu;
-use bench_kernels::matmul::{Bf16Matrix, Mxfp4Matrix, Weights, matmul};
-use bench_kernels::route::{by_expert, chosen_softmax, top_k};
+use bench_kernels::matmul::{Bf16Matrix, Mxfp4Matrix, Weights};
+use bench_kernels::packed::{PackedFormat, PackedMatrix};
+use bench_kernels::product::{Group, RowMap, grouped_product};
+use bench_kernels::route::{Routed, by_expert_into, chosen_softmax_into, combine, top_k_into};
 use candle_core::{DType, Device, Tensor};
 
 use crate::error::{Error, Result};
-use crate::hooks::{Hooks, Site};
-use crate::ops::{from_f32, kernel_error, round_bf16, with_f32};
+use crate::hooks::Site;
+use crate::model::Step;
+use crate::ops::linear::{Linear, form};
+use crate::ops::rows::Rows;
+use crate::ops::{kernel_error, tensor};
 use crate::weights::HostTensor;
 
-/// The `k` experts of each token by descending logit: logits `[T, experts]` to u32 `[T, k]`.
-pub(crate) fn choose(logits: &Tensor, k: usize) -> Result<Tensor> {
-    let (tokens, experts) = logits.dims2()?;
-    let chosen = with_f32("router", logits, |l| top_k(l, experts, k).map_err(kernel_error("router")))?;
-    Ok(Tensor::from_vec(chosen, (tokens, k), &Device::Cpu)?)
-}
-
-/// Softmax over the logits of the chosen experts only: `[T, k]`.
-pub(crate) fn weigh(logits: &Tensor, chosen: &Tensor) -> Result<Tensor> {
-    let (experts, k) = (logits.dim(1)?, chosen.dim(1)?);
-    let index = chosen.flatten_all()?.to_vec1::<u32>()?;
-    let weights = with_f32("router", logits, |l| {
-        chosen_softmax(l, experts, &index, k).map_err(kernel_error("expert choice"))
-    })?;
-    from_f32(weights, chosen.dims(), logits.dtype())
-}
-
 /// One of the two matrices of all experts, `[experts, rows, cols]` = `[experts, out, in]`.
-pub(crate) enum ExpertMatrix {
+pub(crate) struct ExpertMatrix {
+    pub(crate) store: ExpertStore,
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+}
+
+pub(crate) enum ExpertStore {
     Bf16(HostTensor),
     /// Blocks `[experts, rows, cols / 32, 16]` and scales `[experts, rows, cols / 32]`.
     Mxfp4 {
         blocks: HostTensor,
         scales: HostTensor,
     },
+    /// The same bytes in panels of 16 rows, expert after expert.
+    Packed {
+        codes: HostTensor,
+        scales: HostTensor,
+    },
 }
 
 impl ExpertMatrix {
-    fn expert(&self, expert: usize, rows: usize, cols: usize) -> Result<Weights<'_>> {
-        let part = |n: usize| expert * n..(expert + 1) * n;
-        let (name, view) = match self {
-            Self::Bf16(w) => {
-                (&w.name, Bf16Matrix::new(&w.as_bf16()?[part(rows * cols)], rows, cols).map(Weights::Bf16))
-            }
-            Self::Mxfp4 { blocks, scales } => {
-                let (b, s) =
-                    (&blocks.as_u8()?[part(rows * cols / 2)], &scales.as_u8()?[part(rows * cols / 32)]);
-                (&blocks.name, Mxfp4Matrix::new(b, s, rows, cols).map(Weights::Mxfp4))
-            }
+    fn name(&self) -> &str {
+        match &self.store {
+            ExpertStore::Bf16(t)
+            | ExpertStore::Mxfp4 { blocks: t, .. }
+            | ExpertStore::Packed { codes: t, .. } => &t.name,
+        }
+    }
+
+    /// All experts' elements as slices.
+    fn view(&self) -> Result<ExpertView<'_>> {
+        let data = match &self.store {
+            ExpertStore::Bf16(w) => ViewData::Bf16(w.as_bf16()?),
+            ExpertStore::Mxfp4 { blocks, scales } => ViewData::Mxfp4(blocks.as_u8()?, scales.as_u8()?),
+            ExpertStore::Packed { codes, scales } => ViewData::Packed(codes.as_u8()?, scales.as_u8()?),
         };
-        view.map_err(kernel_error(name))
+        Ok(ExpertView { data, rows: self.rows, cols: self.cols })
+    }
+}
+
+#[derive(Clone, Copy)]
+enum ViewData<'a> {
+    Bf16(&'a [half::bf16]),
+    Mxfp4(&'a [u8], &'a [u8]),
+    Packed(&'a [u8], &'a [u8]),
+}
+
+#[derive(Clone, Copy)]
+struct ExpertView<'a> {
+    data: ViewData<'a>,
+    rows: usize,
+    cols: usize,
+}
+
+impl<'a> ExpertView<'a> {
+    fn expert(&self, expert: usize) -> bench_kernels::Result<Weights<'a>> {
+        let (rows, cols) = (self.rows, self.cols);
+        let n = rows * cols;
+        let codes = |b: &'a [u8]| &b[expert * (n / 2)..(expert + 1) * (n / 2)];
+        let scales = |s: &'a [u8]| &s[expert * (n / 32)..(expert + 1) * (n / 32)];
+        match self.data {
+            ViewData::Bf16(w) => {
+                Bf16Matrix::new(&w[expert * n..(expert + 1) * n], rows, cols).map(Weights::Bf16)
+            }
+            ViewData::Mxfp4(b, s) => Mxfp4Matrix::new(codes(b), scales(s), rows, cols).map(Weights::Mxfp4),
+            ViewData::Packed(b, s) => {
+                PackedMatrix::new(PackedFormat::Mxfp4, codes(b), scales(s), rows, cols).map(Weights::Packed)
+            }
+        }
+    }
+}
+
+/// What a layer's experts compute on the way; kept from layer to layer.
+#[derive(Debug, Default)]
+pub(crate) struct MoeRows {
+    /// `[T, experts]`
+    logits: Rows,
+    /// `[T, k]`, by descending logit.
+    chosen: Vec<u32>,
+    weights: Vec<f32>,
+    routed: Routed,
+    /// Token of each slot in the order of `routed`, and the numbers 0, 1, ….
+    tokens: Vec<u32>,
+    numbers: Vec<u32>,
+    /// The experts that any token chose.
+    busy: Vec<usize>,
+    /// Rows in the order of `routed`.
+    gate_up: Rows,
+    act: Rows,
+    out: Rows,
+}
+
+pub(crate) struct Router {
+    pub(crate) layer: usize,
+    pub(crate) linear: Linear,
+    pub(crate) experts: usize,
+    pub(crate) experts_per_token: usize,
+}
+
+impl Router {
+    /// Chooses experts for x `[T, hidden]` and weighs them; hooks may force another choice.
+    pub(crate) fn forward(&self, step: &mut Step<'_, '_, '_>, x: &mut Rows, moe: &mut MoeRows) -> Result<()> {
+        let (l, k, tokens) = (self.layer, self.experts_per_token, x.rows());
+        let wrong = kernel_error("router");
+        // Near ties decide between experts: the router's product is exact whatever the others are.
+        self.linear.exact(step, x, &mut moe.logits)?;
+        step.at(Site::Router(l), &mut moe.logits)?;
+        top_k_into(moe.logits.values(), self.experts, k, &mut moe.chosen).map_err(&wrong)?;
+        self.offer_choice(step, &mut moe.chosen, tokens)?;
+        chosen_softmax_into(moe.logits.values(), self.experts, &moe.chosen, k, &mut moe.weights)
+            .map_err(&wrong)?;
+        step.settle(&mut moe.weights);
+        step.offer(Site::ExpertWeight(l), &mut moe.weights, &[tokens, k])?;
+        by_expert_into(&moe.chosen, self.experts, &mut moe.routed).map_err(&wrong)?;
+        moe.tokens.clear();
+        moe.tokens.extend(moe.routed.slots.iter().map(|slot| slot / k as u32));
+        moe.numbers.clear();
+        moe.numbers.extend(0..moe.chosen.len() as u32);
+        moe.busy.clear();
+        moe.busy.extend((0..self.experts).filter(|&e| !moe.routed.range(e).is_empty()));
+        step.hooks.count_routing(tokens, moe.busy.len());
+        Ok(())
+    }
+
+    fn offer_choice(&self, step: &mut Step<'_, '_, '_>, chosen: &mut [u32], tokens: usize) -> Result<()> {
+        let site = Site::ExpertIndex(self.layer);
+        if !step.hooks.wants(site) {
+            return Ok(());
+        }
+        let value = Tensor::from_slice(chosen, (tokens, self.experts_per_token), &Device::Cpu)?;
+        let value = step.hooks.at(site, value)?.flatten_all()?.to_vec1::<u32>()?;
+        if let Some(bad) = value.iter().find(|&&e| e as usize >= self.experts) {
+            let problem = format!("expert {bad} chosen, expected below {}", self.experts);
+            return Err(Error::InvalidModel { what: format!("router.{}", self.layer), problem });
+        }
+        chosen.copy_from_slice(&value);
+        Ok(())
     }
 }
 
 pub(crate) struct Experts {
     pub(crate) layer: usize,
-    pub(crate) count: usize,
     pub(crate) hidden: usize,
     pub(crate) intermediate: usize,
     /// Row 2j is gate j, row 2j + 1 is up j.
@@ -70,145 +172,90 @@ pub(crate) struct Experts {
     pub(crate) limit: f32,
 }
 
-/// What the hooks may ask for: values of each slot = token · k + choice.
-struct Trace {
-    gate_up: Vec<f32>,
-    act: Vec<f32>,
-    out: Vec<f32>,
-}
-
-/// The intermediate values of one expert, a row per slot.
-struct ExpertRows {
-    gate_up: Vec<f32>,
-    act: Vec<f32>,
-    out: Vec<f32>,
-}
-
 impl Experts {
-    /// x `[T, hidden]`, chosen `[T, k]`, weights `[T, k]` to `[T, hidden]`: the weighted sum of the chosen experts.
+    /// x `[T, hidden]`, routed by `moe`, to `[T, hidden]`: the weighted sum of the chosen experts.
     pub(crate) fn forward(
         &self,
-        x: &Tensor,
-        chosen: &Tensor,
-        weights: &Tensor,
-        hooks: &mut Hooks<'_>,
-    ) -> Result<Tensor> {
-        let (tokens, k) = chosen.dims2()?;
-        let index = chosen.flatten_all()?.to_vec1::<u32>()?;
-        if let Some(bad) = index.iter().find(|&&e| e as usize >= self.count) {
-            let problem = format!("expert {bad} chosen, expected below {}", self.count);
-            return Err(Error::InvalidModel { what: format!("router.{}", self.layer), problem });
-        }
-        let groups = by_expert(&index, self.count);
-        hooks.count_routing(tokens, groups.len());
-        let mut trace = self.is_traced(hooks).then(|| self.empty_trace(index.len()));
-        let mut out = vec![0.0; tokens * self.hidden];
-        let bf16 = x.dtype() == DType::BF16;
-        let round = if bf16 { round_bf16 } else { |v| v };
-        with_f32("experts", x, |x| {
-            with_f32("experts", weights, |weights| {
-                for (expert, slots) in groups {
-                    let rows = self.expert(expert, x, &slots, k, bf16)?;
-                    for (i, &slot) in slots.iter().enumerate() {
-                        let from = &rows.out[i * self.hidden..][..self.hidden];
-                        for (out, value) in out[slot / k * self.hidden..].iter_mut().zip(from) {
-                            *out += round(weights[slot] * value);
-                        }
-                    }
-                    if let Some(trace) = &mut trace {
-                        self.record(trace, &slots, &rows);
-                    }
-                }
-                Ok(())
-            })
-        })?;
-        self.offer(trace, tokens, k, x.dtype(), hooks)?;
-        from_f32(out, x.dims(), x.dtype())
-    }
-
-    /// One expert over the tokens of `slots`.
-    fn expert(&self, expert: usize, x: &[f32], slots: &[usize], k: usize, bf16: bool) -> Result<ExpertRows> {
-        let (n, hidden, width) = (slots.len(), self.hidden, self.intermediate);
-        let mut gathered = Vec::with_capacity(n * hidden);
-        for slot in slots {
-            gathered.extend_from_slice(&x[slot / k * hidden..][..hidden]);
-        }
-
-        let mut gate_up = vec![0.0; n * 2 * width];
-        let bias = &self.gate_up_bias[expert * 2 * width..][..2 * width];
-        let weights = self.gate_up.expert(expert, 2 * width, hidden)?;
-        matmul(&gathered, n, &weights, Some(bias), &mut gate_up).map_err(kernel_error("gate_up_proj"))?;
-        round_all(&mut gate_up, bf16);
-
-        let mut act = vec![0.0; n * width];
-        let activated = if bf16 {
-            clamped_swiglu(&gate_up, self.alpha, self.limit, &mut act, round_bf16)
-        } else {
-            clamped_swiglu(&gate_up, self.alpha, self.limit, &mut act, |v| v)
-        };
-        activated.map_err(kernel_error("swiglu"))?;
-
-        let mut out = vec![0.0; n * hidden];
-        let bias = &self.down_bias[expert * hidden..][..hidden];
-        let weights = self.down.expert(expert, hidden, width)?;
-        matmul(&act, n, &weights, Some(bias), &mut out).map_err(kernel_error("down_proj"))?;
-        round_all(&mut out, bf16);
-        Ok(ExpertRows { gate_up, act, out })
-    }
-
-    fn is_traced(&self, hooks: &Hooks<'_>) -> bool {
-        [Site::MoeGateUp(self.layer), Site::MoeAct(self.layer), Site::MoeExpertOut(self.layer)]
-            .into_iter()
-            .any(|site| hooks.reads(site))
-    }
-
-    fn empty_trace(&self, slots: usize) -> Trace {
-        Trace {
-            gate_up: vec![0.0; slots * 2 * self.intermediate],
-            act: vec![0.0; slots * self.intermediate],
-            out: vec![0.0; slots * self.hidden],
-        }
-    }
-
-    fn record(&self, trace: &mut Trace, slots: &[usize], rows: &ExpertRows) {
-        let copy = |to: &mut [f32], from: &[f32], width: usize| {
-            for (i, slot) in slots.iter().enumerate() {
-                to[slot * width..][..width].copy_from_slice(&from[i * width..][..width]);
-            }
-        };
-        copy(&mut trace.gate_up, &rows.gate_up, 2 * self.intermediate);
-        copy(&mut trace.act, &rows.act, self.intermediate);
-        copy(&mut trace.out, &rows.out, self.hidden);
-    }
-
-    fn offer(
-        &self,
-        trace: Option<Trace>,
-        tokens: usize,
-        k: usize,
-        dtype: DType,
-        hooks: &mut Hooks<'_>,
+        step: &mut Step<'_, '_, '_>,
+        x: &mut Rows,
+        moe: &mut MoeRows,
+        out: &mut Rows,
     ) -> Result<()> {
-        let Some(trace) = trace else { return Ok(()) };
+        let slots = moe.chosen.len();
+        let map = |tokens| Inputs { tokens, routed: &moe.routed, busy: &moe.busy };
+        let width = 2 * self.intermediate;
+        let gate_up = moe.gate_up.reshape(slots, width);
+        grouped(step, &self.gate_up, &self.gate_up_bias, x, &map(&moe.tokens), gate_up)?;
+        step.settle(gate_up);
+        let act = moe.act.reshape(slots, self.intermediate);
+        clamped_swiglu(step.exec, gate_up, self.alpha, self.limit, act, step.bf16)
+            .map_err(kernel_error("swiglu"))?;
+        let rows = moe.out.reshape(slots, self.hidden);
+        grouped(step, &self.down, &self.down_bias, &mut moe.act, &map(&moe.numbers), rows)?;
+        step.settle(rows);
+        let sum = out.reshape(x.rows(), self.hidden);
+        combine(step.exec, rows, &moe.routed.slots, &moe.weights, sum, step.bf16)
+            .map_err(kernel_error("experts"))?;
+        step.settle(sum);
+        self.offer(step, x.rows(), moe)
+    }
+
+    /// What the hooks ask for, in the order of tokens and choices.
+    fn offer(&self, step: &mut Step<'_, '_, '_>, tokens: usize, moe: &MoeRows) -> Result<()> {
+        let dtype = if step.bf16 { DType::BF16 } else { DType::F32 };
         let values = [
-            (Site::MoeGateUp(self.layer), trace.gate_up),
-            (Site::MoeAct(self.layer), trace.act),
-            (Site::MoeExpertOut(self.layer), trace.out),
+            (Site::MoeGateUp(self.layer), &moe.gate_up),
+            (Site::MoeAct(self.layer), &moe.act),
+            (Site::MoeExpertOut(self.layer), &moe.out),
         ];
-        for (site, values) in values {
-            let width = values.len() / (tokens * k);
-            hooks.at(site, from_f32(values, &[tokens, k, width], dtype)?)?;
+        for (site, rows) in values {
+            if !step.hooks.wants(site) {
+                continue;
+            }
+            let width = rows.values().len() / rows.rows();
+            let mut sorted = vec![0.0; rows.values().len()];
+            for (i, &slot) in moe.routed.slots.iter().enumerate() {
+                sorted[slot as usize * width..][..width].copy_from_slice(rows.row(i));
+            }
+            step.hooks.at(site, tensor(&sorted, &[tokens, rows.rows() / tokens, width], dtype)?)?;
         }
         Ok(())
     }
 }
 
-fn round_all(values: &mut [f32], bf16: bool) {
-    if bf16 {
-        for value in values {
-            *value = round_bf16(*value);
+/// Which rows each busy expert takes.
+struct Inputs<'a> {
+    tokens: &'a [u32],
+    routed: &'a Routed,
+    busy: &'a [usize],
+}
+
+/// The product of every busy expert over its rows.
+fn grouped(
+    step: &Step<'_, '_, '_>,
+    matrix: &ExpertMatrix,
+    bias: &[f32],
+    x: &mut Rows,
+    inputs: &Inputs<'_>,
+    out: &mut [f32],
+) -> Result<()> {
+    let wrong = kernel_error(matrix.name());
+    let view = matrix.view()?;
+    // All experts have one shape and format: what the first is refused for, all are.
+    let first = view.expert(0).map_err(&wrong)?;
+    let mean = inputs.tokens.len() / inputs.busy.len().max(1);
+    let x = x.input(step.exec, form(&first, mean, step.precision))?;
+    let group = |g: usize| {
+        let expert = inputs.busy[g];
+        let range = inputs.routed.range(expert);
+        Group {
+            w: view.expert(expert).unwrap_or(first),
+            bias: Some(&bias[expert * matrix.rows..(expert + 1) * matrix.rows]),
+            rows: RowMap::These(&inputs.tokens[range.clone()]),
+            first: range.start,
         }
-    }
+    };
+    grouped_product(step.exec, x, inputs.busy.len(), group, out).map_err(wrong)
 }
 
 #[cfg(test)]

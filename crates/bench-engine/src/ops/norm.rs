@@ -1,10 +1,10 @@
-//! RMS normalization over the last dimension.
+//! RMS normalization of rows, or of the heads within them.
 
-use bench_kernels::norm::{WeightOrder, rms_norm};
-use candle_core::{DType, Tensor};
+use bench_kernels::norm::{WeightOrder, rms_norm_into};
 
 use crate::error::Result;
-use crate::ops::{from_f32, kernel_error, to_f32};
+use crate::model::Step;
+use crate::ops::kernel_error;
 
 pub(crate) struct RmsNorm {
     pub(crate) weight: Vec<f32>,
@@ -13,10 +13,19 @@ pub(crate) struct RmsNorm {
 }
 
 impl RmsNorm {
-    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let mut values = to_f32("rms norm", x)?;
-        rms_norm(&mut values, &self.weight, self.eps, self.order, x.dtype() == DType::BF16)
+    /// x, in rows of the weight's width, to `out`.
+    pub(crate) fn forward(&self, step: &Step<'_, '_, '_>, x: &[f32], out: &mut [f32]) -> Result<()> {
+        rms_norm_into(step.exec, x, &self.weight, self.eps, self.order, step.bf16, out)
             .map_err(kernel_error("rms norm"))?;
-        from_f32(values, x.dims(), x.dtype())
+        step.settle(out);
+        Ok(())
+    }
+
+    /// As `forward`, in place.
+    pub(crate) fn apply(&self, step: &Step<'_, '_, '_>, x: &mut [f32]) -> Result<()> {
+        bench_kernels::norm::rms_norm(x, &self.weight, self.eps, self.order, step.bf16)
+            .map_err(kernel_error("rms norm"))?;
+        step.settle(x);
+        Ok(())
     }
 }

@@ -32,7 +32,7 @@ pub fn bandwidth(threads: Option<usize>) -> Result<HostBandwidth, Error> {
 }
 
 /// Of one of two arrays. They take half of what is available at most.
-fn array_bytes(caches: Option<u64>, available: Option<u64>) -> Result<u64, String> {
+pub(super) fn array_bytes(caches: Option<u64>, available: Option<u64>) -> Result<u64, String> {
     let caches = caches.unwrap_or_default();
     let wanted = SMALLEST.max(caches.saturating_mul(TIMES_CACHE));
     let bytes = wanted.min(available.unwrap_or(u64::MAX) / 4);
@@ -49,7 +49,7 @@ fn array_bytes(caches: Option<u64>, available: Option<u64>) -> Result<u64, Strin
 }
 
 /// Bytes of all last-level caches of the machine whose /sys lies below `root`; `None` where it does not tell.
-fn cache_bytes(root: &Path) -> Option<u64> {
+pub(super) fn cache_bytes(root: &Path) -> Option<u64> {
     let mut caches: BTreeMap<(u64, String), u64> = BTreeMap::new();
     for cpu in fs::read_dir(root.join("sys/devices/system/cpu")).ok()?.flatten() {
         let Ok(indices) = fs::read_dir(cpu.path().join("cache")) else { continue };

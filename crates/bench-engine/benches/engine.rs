@@ -1,0 +1,185 @@
+//! Whole forward passes of a generated model beside the machine's read bandwidth: prompts, decode steps at a depth,
+//! and batches, as medians of repeats.
+//!
+//! `cargo bench -p bench-engine --bench engine -- MODEL [key=value …]`, for example
+//! `gpt-oss-20b dense=q8_0 precision=int8 pp=64,512 tg=0,32768 batch=1,8 repeats=5 threads=2`.
+
+#![allow(clippy::print_stdout, clippy::unwrap_used)]
+
+use std::time::Instant;
+
+use bench_engine::session::{OpenOptions, open_model};
+use bench_engine::{
+    ActivationDtype, DenseDtype, Hooks, KvDtype, LoadOptions, MatmulPrecision, Model, Sequence, system,
+};
+use bench_kernels::pool::{Pool, PoolOptions};
+use bench_kernels::{Exec, Variant, bandwidth};
+
+const STEPS: usize = 32;
+
+struct Args {
+    model: String,
+    load: LoadOptions,
+    threads: usize,
+    prompts: Vec<usize>,
+    depths: Vec<usize>,
+    batches: Vec<usize>,
+    chunk: usize,
+    repeats: usize,
+}
+
+fn args() -> Args {
+    let mut args = Args {
+        model: "dummy:gpt-oss-nano".to_owned(),
+        load: LoadOptions { kv_dtype: Some(KvDtype::Bf16), ..LoadOptions::default() },
+        threads: std::thread::available_parallelism().map_or(1, usize::from),
+        prompts: vec![64, 512],
+        depths: vec![128],
+        batches: vec![1],
+        chunk: 512,
+        repeats: 5,
+    };
+    let mut pin = false;
+    for arg in std::env::args().skip(1).filter(|a| a != "--bench") {
+        let Some((key, value)) = arg.split_once('=') else {
+            args.model = if arg.contains('/') { arg } else { format!("dummy:{arg}") };
+            continue;
+        };
+        let list = || value.split(',').filter(|v| !v.is_empty()).map(|v| v.parse().unwrap()).collect();
+        match (key, value) {
+            ("pp", _) => args.prompts = list(),
+            ("tg", _) => args.depths = list(),
+            ("batch", _) => args.batches = list(),
+            ("repeats", n) => args.repeats = n.parse().unwrap(),
+            ("chunk", n) => args.chunk = n.parse().unwrap(),
+            ("threads", n) => args.threads = n.parse().unwrap(),
+            ("pin", n) => pin = n.parse().unwrap(),
+            ("layers", n) => args.load.num_layers = Some(n.parse().unwrap()),
+            ("dense", "native") => args.load.dense_dtype = DenseDtype::Native,
+            ("dense", "q8_0") => args.load.dense_dtype = DenseDtype::Q8_0,
+            ("dense", "q6_0") => args.load.dense_dtype = DenseDtype::Q6_0,
+            ("precision", "f32") => args.load.matmul_precision = MatmulPrecision::F32,
+            ("precision", "int16") => args.load.matmul_precision = MatmulPrecision::Int16,
+            ("precision", "int8") => args.load.matmul_precision = MatmulPrecision::Int8,
+            ("activations", "bf16") => args.load.activation_dtype = ActivationDtype::Bf16,
+            ("kv", "f32") => args.load.kv_dtype = Some(KvDtype::F32),
+            ("kv", "bf16") => args.load.kv_dtype = Some(KvDtype::Bf16),
+            ("kv", "q8_0") => args.load.kv_dtype = Some(KvDtype::Q8_0),
+            _ => panic!("{arg}: not known"),
+        }
+    }
+    let pool = Pool::new(PoolOptions { threads: Some(args.threads), pin }).unwrap();
+    args.load.exec = Exec::new(Variant::active(), pool.into());
+    args
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+fn seconds(run: impl FnOnce()) -> f64 {
+    let start = Instant::now();
+    run();
+    start.elapsed().as_secs_f64()
+}
+
+/// GB/s that all threads read.
+fn read_gb_s(threads: usize) -> f64 {
+    bandwidth::measure(threads, 256 << 20, 5).unwrap().read_median_bytes_s() / 1e9
+}
+
+fn resident_gb() -> f64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let kib = |key: &str| -> Option<f64> {
+        status.lines().find(|l| l.starts_with(key))?.split_whitespace().nth(1)?.parse().ok()
+    };
+    kib("VmHWM:").unwrap_or_default() * 1024.0 / 1e9
+}
+
+/// Ids without a pattern, so that tokens choose their experts as those of a text do.
+fn ids(n: usize, vocab: usize) -> Vec<u32> {
+    (0..n as u64).map(|i| ((i + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33) as u32 % vocab as u32).collect()
+}
+
+fn main() {
+    let args = args();
+    system::check_kernel_variant().unwrap();
+    println!("read bandwidth, {} threads: {:.1} GB/s", args.threads, read_gb_s(args.threads));
+    let most = args.prompts.iter().chain(&args.depths).max().unwrap() + STEPS + 1;
+    let options = OpenOptions {
+        load: args.load.clone(),
+        seed: 1,
+        context_tokens: most,
+        batch: 1,
+        prefill_chunk: args.chunk,
+        chat: None,
+    };
+    let start = Instant::now();
+    let model = open_model(&args.model, &options, &mut |_| ()).unwrap();
+    let took = start.elapsed().as_secs_f64();
+    let bytes = model.weights_bytes() as f64 / 1e9;
+    println!(
+        "{}: {bytes:.2} GB of weights in {took:.1} s, peak resident {:.2} GB",
+        args.model,
+        resident_gb()
+    );
+    for &n in &args.prompts {
+        prompt(&model, &args, n);
+    }
+    for &depth in &args.depths {
+        for &batch in &args.batches {
+            decode(&model, &args, depth, batch);
+        }
+    }
+    println!("peak resident {:.2} GB", resident_gb());
+}
+
+fn prompt(model: &Model, args: &Args, n: usize) {
+    let ids = ids(n, model.config().vocab_size);
+    let mut workspace = model.workspace();
+    let mut run = || {
+        let mut sequence = model.sequence();
+        sequence.reserve(n);
+        seconds(|| {
+            let sequences = &mut [&mut sequence];
+            model.prefill_in(&mut workspace, sequences, &[&ids], args.chunk, &mut Hooks::none()).unwrap();
+        })
+    };
+    run();
+    let times: Vec<f64> = (0..args.repeats).map(|_| run()).collect();
+    let time = median(times);
+    println!("pp{n}: {:.1} tok/s, first token after {time:.2} s", n as f64 / time);
+}
+
+fn decode(model: &Model, args: &Args, depth: usize, batch: usize) {
+    let vocab = model.config().vocab_size;
+    let mut sequences: Vec<Sequence> = (0..batch).map(|_| model.sequence()).collect();
+    for (i, sequence) in sequences.iter_mut().enumerate() {
+        sequence.reserve(depth + STEPS * (args.repeats + 1));
+        sequence.assume(depth, i as u64).unwrap();
+    }
+    let mut running: Vec<&mut Sequence> = sequences.iter_mut().collect();
+    let (mut workspace, mut hooks) = (model.workspace(), Hooks::none());
+    let mut next: Vec<u32> = ids(batch, vocab);
+    let mut step = || {
+        let logits = model.decode_step_in(&mut workspace, &mut running, &next, &mut hooks).unwrap();
+        for (next, row) in next.iter_mut().zip(logits.chunks_exact(vocab)) {
+            *next = (0..vocab).max_by(|&a, &b| row[a].total_cmp(&row[b])).unwrap() as u32;
+        }
+    };
+    (0..4).for_each(|_| step());
+    let mut rates = Vec::new();
+    let mut roofs = Vec::new();
+    for _ in 0..args.repeats {
+        let before = read_gb_s(args.threads);
+        let time = seconds(|| (0..STEPS - 4).for_each(|_| step()));
+        rates.push((STEPS - 4) as f64 * batch as f64 / time);
+        roofs.push(f64::midpoint(before, read_gb_s(args.threads)));
+    }
+    let (rate, roof) = (median(rates), median(roofs));
+    println!(
+        "tg{} @ {depth}, batch {batch}: {rate:.2} tok/s, read bandwidth beside it {roof:.1} GB/s",
+        STEPS - 4
+    );
+}
