@@ -30,10 +30,7 @@ impl Step {
     /// read).
     pub fn bytes_per_token(&self, shape: &ModelShape, experts: Experts) -> f64 {
         let row = shape.weights.embedding.bytes as f64 / f64::from(shape.vocab_size.max(1));
-        let position = 2.0
-            * f64::from(shape.num_key_value_heads)
-            * f64::from(shape.head_dim)
-            * f64::from(shape.kv_value_bytes);
+        let position = shape.kv_layer_bytes() as f64;
         weight_bytes(shape, experts) / self.batch + row + position * self.attended(shape)
     }
 
@@ -55,7 +52,7 @@ impl Step {
 /// Bytes of the weights that a step moves: all but the input embedding, unless that is the unembedding too.
 fn weight_bytes(shape: &ModelShape, experts: Experts) -> f64 {
     let w = &shape.weights;
-    let tied = w.lm_head.parameters == 0;
+    let tied = w.lm_head.bytes == 0 && w.lm_head.parameters == 0;
     let unembedding = if tied { w.embedding.bytes } else { w.lm_head.bytes };
     let always = unembedding + w.attention.bytes + w.norms.bytes + w.router.bytes + w.mlp.bytes;
     let share = match (experts, shape.experts) {

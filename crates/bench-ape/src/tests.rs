@@ -42,6 +42,9 @@ fn model(
         kv_bytes_per_token: 0,
         activation_dtype: "f32".to_owned(),
         expert_dtype: "bf16".to_owned(),
+        dense_dtype: None,
+        matmul_precision: None,
+        kv_dtype: None,
         kernels: "scalar".to_owned(),
         shape: ModelShape {
             hidden_size: dims.0,
@@ -51,6 +54,7 @@ fn model(
             head_dim: dims.4,
             windows,
             kv_value_bytes: dims.5,
+            kv_head_bytes: None,
             weights,
             experts,
             max_context_tokens: 4096,
@@ -300,6 +304,10 @@ fn a_tied_embedding_is_moved_once_and_a_dense_model_whole() {
     got.check(Metric::BytesPerToken, None, 1508.0);
     assert!(!got.has(Metric::ExpertsExpected));
     assert_eq!(got.0.iter().filter(|e| e.metric == Metric::BytesPerToken).count(), 1);
+    // A quantized copy is moved instead, and a row of the embedding.
+    weights.lm_head = Part { parameters: 0, bytes: 530 };
+    let copied = model(1_000, vec![None], (4, 10, 1, 1, 1, 2), weights, None);
+    of(&cell(1, 2, 1), &copied, Routing::default(), None, &[]).check(Metric::BytesPerToken, None, 1038.0);
     // With an unembedding of its own that is moved instead.
     weights.lm_head = part(600);
     let own = model(1_000, vec![None], (4, 10, 1, 1, 1, 2), weights, None);

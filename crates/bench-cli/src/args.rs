@@ -1,6 +1,5 @@
 //! The arguments as typed. Names follow llama-bench where its letters apply, config keys elsewhere.
 
-use bench_core::spec::{ActivationDtype, ExpertDtype};
 use bench_report::Format;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -9,7 +8,10 @@ mod ablate;
 mod ape;
 mod audit;
 mod bandwidth;
+mod bench_kernels;
 mod compare;
+mod engine;
+mod fidelity;
 mod fit;
 mod instrument;
 mod latency;
@@ -25,7 +27,10 @@ pub use ablate::{AblateArgs, Ablation};
 pub use ape::ApeArgs;
 pub use audit::AuditArgs;
 pub use bandwidth::BandwidthArgs;
+pub use bench_kernels::BenchKernelsArgs;
 pub use compare::{CompareArgs, Wanted};
+pub use engine::EngineArgs;
+pub use fidelity::{FidelityArgs, Gate};
 pub use fit::{FitArgs, FitAttemptArgs};
 pub use instrument::{CalibrateArgs, MockServerArgs};
 pub use latency::{LatencyArgs, SaveArgs};
@@ -78,6 +83,8 @@ pub enum Command {
     Compare(Box<CompareArgs>),
     /// Measure how fast this machine reads and copies memory
     Bandwidth(BandwidthArgs),
+    /// Measure each kernel at a model's shapes, beside what memory and arithmetic of this machine allow
+    BenchKernels(BenchKernelsArgs),
     /// Print efficiency per active parameter of stored runs, or of the original study's files
     Ape(ApeArgs),
     /// Hold published tables of results against their own arithmetic and against physics
@@ -88,6 +95,8 @@ pub enum Command {
     Safety(Box<SafetyArgs>),
     /// Say what this machine has, and whether a model fits
     Doctor(DoctorArgs),
+    /// Measure how far faster arithmetic is from f32: divergence, agreement, bound
+    Fidelity(Box<FidelityArgs>),
     /// Say which context and batch of a model fit in a memory, and find out by trial whether that is so
     Fit(Box<FitArgs>),
     #[command(hide = true)]
@@ -165,23 +174,6 @@ pub struct RunCommon {
     /// Exit with 3 if any cell is INVALID
     #[arg(long)]
     pub fail_on_invalid: bool,
-}
-
-/// How a model is loaded and run.
-#[derive(Debug, Clone, Args)]
-pub struct EngineArgs {
-    /// Compute threads [default: all cores]
-    #[arg(short = 't', long, value_name = "N")]
-    pub threads: Option<u32>,
-    /// Activations and KV cache [default: f32]
-    #[arg(long, value_parser = parse_activation, value_name = "f32|bf16")]
-    pub activation_dtype: Option<ActivationDtype>,
-    /// `native` keeps MXFP4 experts, `bf16` dequantizes them [default: native]
-    #[arg(long, value_parser = parse_expert, value_name = "native|bf16")]
-    pub expert_dtype: Option<ExpertDtype>,
-    /// Load the first N layers only
-    #[arg(long, value_name = "N")]
-    pub layers: Option<u32>,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -329,14 +321,6 @@ fn parse_ui(text: &str) -> Result<Ui, String> {
     let words =
         [("auto", Ui::Auto), ("bar", Ui::Bar), ("tui", Ui::Tui), ("plain", Ui::Plain), ("none", Ui::None)];
     keyword(text, &words)
-}
-
-fn parse_activation(text: &str) -> Result<ActivationDtype, String> {
-    keyword(text, &[("f32", ActivationDtype::F32), ("bf16", ActivationDtype::Bf16)])
-}
-
-fn parse_expert(text: &str) -> Result<ExpertDtype, String> {
-    keyword(text, &[("native", ExpertDtype::Native), ("bf16", ExpertDtype::Bf16)])
 }
 
 fn keyword<T: Copy>(text: &str, words: &[(&str, T)]) -> Result<T, String> {

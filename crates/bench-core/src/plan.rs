@@ -3,7 +3,9 @@
 //! `ossbench plan` prints it, the results folder stores it, and `--resume` refuses another one.
 
 use crate::load::Load;
-use crate::spec::{ActivationDtype, Chat, ExpertDtype, ModelTable, RunSpec, TargetKind};
+use crate::spec::{
+    ActivationDtype, Chat, DenseDtype, ExpertDtype, KvDtype, MatmulPrecision, ModelTable, RunSpec, TargetKind,
+};
 use crate::{Error, SCHEMA_VERSION};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
@@ -11,10 +13,15 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+mod dtypes;
 mod energy;
+mod names;
 mod server;
 
+pub use dtypes::{Dtypes, usual_matmul_precision};
+use dtypes::{is_default, usual_activations};
 pub use energy::{EnergyPlan, PowerSource};
+use names::{default_label, is_date, is_file_name, resolve_name};
 pub use server::{PromptPlan, ServerPlan, TracePlan, is_secret_name};
 
 /// How the next token is chosen.
@@ -39,6 +46,13 @@ pub struct ModelPlan {
     pub tokenizer: Option<String>,
     pub activation_dtype: ActivationDtype,
     pub expert_dtype: ExpertDtype,
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub dense_dtype: DenseDtype,
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub matmul_precision: MatmulPrecision,
+    /// `None`: that of the activations.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kv_dtype: Option<KvDtype>,
     pub sampling: Sampling,
     /// Whose sizes a served model has.
     pub shape: Option<String>,
@@ -55,8 +69,18 @@ pub struct TargetPlan {
     pub device: String,
     pub activation_dtype: ActivationDtype,
     pub expert_dtype: ExpertDtype,
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub dense_dtype: DenseDtype,
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub matmul_precision: MatmulPrecision,
+    /// `None`: that of the activations.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kv_dtype: Option<KvDtype>,
     /// `None`: all cores.
     pub threads: Option<u32>,
+    /// Each compute thread on a core of its own.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub pin_threads: bool,
     pub prefill_chunk: u32,
     pub chat: Chat,
     pub date: String,
@@ -219,12 +243,17 @@ impl RunSpec {
             at_least_one("target.threads", threads)?;
         }
         let mock = self.mock.clone().unwrap_or_default();
+        let device = t.device.clone().unwrap_or_else(|| "cpu".to_owned());
         Ok(TargetPlan {
             kind,
-            device: t.device.clone().unwrap_or_else(|| "cpu".to_owned()),
             activation_dtype: t.activation_dtype.unwrap_or(usual_activations(kind)),
             expert_dtype: t.expert_dtype.unwrap_or(ExpertDtype::Native),
+            dense_dtype: t.dense_dtype.unwrap_or_default(),
+            matmul_precision: t.matmul_precision.unwrap_or(usual_matmul_precision(kind, &device)),
+            kv_dtype: t.kv_dtype,
+            device,
             threads: t.threads,
+            pin_threads: t.pin_threads.unwrap_or(false),
             prefill_chunk: at_least_one("target.prefill_chunk", t.prefill_chunk.unwrap_or(512))?,
             chat: w.chat.unwrap_or(Chat::Auto),
             date,
@@ -384,11 +413,6 @@ fn sampling(
     Ok(Sampling { temperature, top_k, top_p })
 }
 
-/// Our engine is held to the reference in f32; servers keep their cache in 16 bits unless told otherwise.
-fn usual_activations(kind: TargetKind) -> ActivationDtype {
-    if kind == TargetKind::Http { ActivationDtype::Bf16 } else { ActivationDtype::F32 }
-}
-
 fn resolve_isolate(isolate: Option<bool>, kind: TargetKind) -> Result<bool, Error> {
     match isolate {
         Some(true) if kind != TargetKind::Engine => {
@@ -425,6 +449,9 @@ fn resolve_models(models: &[ModelTable], target: &TargetPlan) -> Result<Vec<Mode
             tokenizer: model.tokenizer.clone(),
             activation_dtype: model.activation_dtype.unwrap_or(target.activation_dtype),
             expert_dtype: model.expert_dtype.unwrap_or(target.expert_dtype),
+            dense_dtype: model.dense_dtype.unwrap_or(target.dense_dtype),
+            matmul_precision: model.matmul_precision.unwrap_or(target.matmul_precision),
+            kv_dtype: model.kv_dtype.or(target.kv_dtype),
             sampling: sampling(
                 ["models.temperature", "models.top_k", "models.top_p"],
                 model.temperature.unwrap_or(target.sampling.temperature),
@@ -437,45 +464,6 @@ fn resolve_models(models: &[ModelTable], target: &TargetPlan) -> Result<Vec<Mode
         });
     }
     Ok(plans)
-}
-
-fn default_label(id: &str) -> String {
-    let last = id.trim_end_matches('/').rsplit(['/', ':']).next().unwrap_or(id);
-    last.chars().map(|c| if is_label_char(c) { c } else { '-' }).take(64).collect()
-}
-
-fn resolve_name(name: Option<&str>) -> Result<String, Error> {
-    let name = name.unwrap_or("study");
-    if is_file_name(name) {
-        Ok(name.to_owned())
-    } else {
-        Err(value(
-            "run.name",
-            name,
-            "letters, digits, `.`, `-`, at most 64; it becomes a folder name".to_owned(),
-        ))
-    }
-}
-
-fn is_label_char(c: char) -> bool {
-    c.is_ascii_alphanumeric() || c == '.' || c == '-'
-}
-
-fn is_file_name(name: &str) -> bool {
-    !name.is_empty() && name.len() <= 64 && !name.starts_with('.') && name.chars().all(is_label_char)
-}
-
-fn is_date(date: &str) -> bool {
-    let parts: Vec<_> = date.split('-').collect();
-    match parts.as_slice() {
-        [y, m, d] if y.len() == 4 && m.len() == 2 && d.len() == 2 => {
-            let number = |s: &str| s.parse::<u32>().ok();
-            number(y).is_some()
-                && number(m).is_some_and(|m| (1..=12).contains(&m))
-                && number(d).is_some_and(|d| (1..=31).contains(&d))
-        }
-        _ => false,
-    }
 }
 
 fn axis(key: &'static str, written: Option<&[u32]>, default: &[u32]) -> Result<Vec<u32>, Error> {
@@ -660,6 +648,10 @@ mod tests {
                     http["server"]["prompts"][key].clone()
                 }
                 (_, key @ ("temperature" | "top_k" | "top_p")) => json["target"]["sampling"][key].clone(),
+                // Not written where it is the default; the mock multiplies nothing.
+                (_, "dense_dtype") => json!(plan.target.dense_dtype),
+                (_, "matmul_precision") => json!(usual_matmul_precision(TargetKind::Engine, "cpu")),
+                (_, "pin_threads") => json!(plan.target.pin_threads),
                 (_, key) => json["target"][key].clone(),
             };
             let expected = if *default == "-" { "null" } else { default };

@@ -19,6 +19,15 @@ pub struct ModelFacts {
     pub kv_bytes_per_token: u64,
     pub activation_dtype: String,
     pub expert_dtype: String,
+    /// Of attention, dense MLPs and the unembedding: `bf16`, `q8_0`, `q6_0`. As the next two `None` in runs of
+    /// before there was a choice.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dense_dtype: Option<String>,
+    /// `f32`, `int16`, `int8`; `None` also for a server, which does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub matmul_precision: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kv_dtype: Option<String>,
     /// Instruction set of the kernels, `avx512`.
     pub kernels: String,
     pub shape: ModelShape,
@@ -34,12 +43,38 @@ pub struct ModelShape {
     pub head_dim: u32,
     /// Of each layer; `None` attends to everything.
     pub windows: Vec<Option<u32>>,
-    /// Bytes of one value of keys and values.
+    /// Bytes of one value of keys and values, without what a block of them shares.
     pub kv_value_bytes: u32,
+    /// Bytes of one head's key at one position, where it is more than its values: `q8_0` has a scale for 32.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kv_head_bytes: Option<u32>,
     pub weights: WeightShape,
     /// `None` for dense models.
     pub experts: Option<ExpertShape>,
     pub max_context_tokens: u32,
+}
+
+impl ModelShape {
+    /// Keys and values of one token in one layer.
+    pub fn kv_layer_bytes(&self) -> u64 {
+        let head = self.kv_head_bytes.unwrap_or(self.head_dim * self.kv_value_bytes);
+        2 * u64::from(self.num_key_value_heads) * u64::from(head)
+    }
+}
+
+impl ModelFacts {
+    /// What differs from bf16 weights, products in f32 and a cache like the activations, in words.
+    pub fn shortcuts(&self) -> Vec<String> {
+        let unlike = |what: &str, is: Option<&String>, usual: &str| {
+            is.filter(|is| *is != usual).map(|is| format!("{what} {is}"))
+        };
+        let all = [
+            unlike("attention and unembedding", self.dense_dtype.as_ref(), "bf16"),
+            unlike("products", self.matmul_precision.as_ref(), "f32"),
+            unlike("KV cache", self.kv_dtype.as_ref(), &self.activation_dtype),
+        ];
+        all.into_iter().flatten().collect()
+    }
 }
 
 /// Bytes and parameters of one part of the weights, over all layers.
@@ -53,7 +88,8 @@ pub struct Part {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct WeightShape {
     pub embedding: Part,
-    /// Empty where the embedding is tied: then that is what a token multiplies with.
+    /// Empty where the embedding is tied: then that is what a token multiplies with. Bytes without parameters are
+    /// a copy of a tied one in another format, which is multiplied with instead.
     pub lm_head: Part,
     pub attention: Part,
     pub norms: Part,

@@ -51,6 +51,37 @@ pub enum ExpertDtype {
     Bf16,
 }
 
+/// How the matrices of attention, of dense MLPs and the unembedding are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DenseDtype {
+    /// As the checkpoint stores them, which is bf16 for every model here.
+    #[default]
+    #[serde(alias = "bf16")]
+    Native,
+    Q8_0,
+    Q6_0,
+}
+
+/// How activations enter a product.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MatmulPrecision {
+    #[default]
+    F32,
+    Int16,
+    Int8,
+}
+
+/// What the KV cache holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KvDtype {
+    F32,
+    Bf16,
+    Q8_0,
+}
+
 /// Where the prompts of a server's requests come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -134,7 +165,11 @@ table! {
         device: String,
         activation_dtype: ActivationDtype,
         expert_dtype: ExpertDtype,
+        dense_dtype: DenseDtype,
+        matmul_precision: MatmulPrecision,
+        kv_dtype: KvDtype,
         threads: u32,
+        pin_threads: bool,
         prefill_chunk: u32,
     }
 }
@@ -256,6 +291,12 @@ pub struct ModelTable {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expert_dtype: Option<ExpertDtype>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dense_dtype: Option<DenseDtype>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub matmul_precision: Option<MatmulPrecision>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kv_dtype: Option<KvDtype>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub temperature: Option<f64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub top_k: Option<u32>,
@@ -280,6 +321,9 @@ impl ModelTable {
             tokenizer: None,
             activation_dtype: None,
             expert_dtype: None,
+            dense_dtype: None,
+            matmul_precision: None,
+            kv_dtype: None,
             temperature: None,
             top_k: None,
             top_p: None,
@@ -372,6 +416,8 @@ mod tests {
             }
             let value = match (*default, *ty) {
                 ("-", "string") if key.ends_with("_dtype") => "\"bf16\"",
+                ("-", "string") if *key == "matmul_precision" => "\"int8\"",
+                ("-", "boolean") => "true",
                 ("-", "string") => "\"a\"",
                 ("-", "float") => "1.0",
                 ("-", "list of floats") => "[1.0]",

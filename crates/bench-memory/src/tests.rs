@@ -21,6 +21,7 @@ fn shape(layers: u32, kv_heads: u32, head_dim: u32, window: Option<u32>) -> Mode
         head_dim,
         windows: (0..layers).map(|layer| window.filter(|_| layer % 2 == 0)).collect(),
         kv_value_bytes: 2,
+        kv_head_bytes: None,
         weights: WeightShape {
             embedding: Part { parameters: 10, bytes: 40 },
             attention: Part { parameters: 5, bytes: 10 },
@@ -45,8 +46,22 @@ fn facts(shape: ModelShape) -> ModelFacts {
         kv_bytes_per_token: kv_full_bytes(&shape, 1),
         activation_dtype: "bf16".to_owned(),
         expert_dtype: "native".to_owned(),
+        dense_dtype: None,
+        matmul_precision: None,
+        kv_dtype: None,
         kernels: "avx2".to_owned(),
         shape,
+    }
+}
+
+#[test]
+fn a_cache_with_scales_takes_what_its_heads_take() {
+    let bf16 = gpt_oss_20b();
+    let q8 = ModelShape { kv_value_bytes: 1, kv_head_bytes: Some(68), ..bf16.clone() };
+    // 34 bytes for 32 values of two.
+    for tokens in [1, 128, 4096] {
+        assert_eq!(kv_theory_bytes(&q8, tokens) * 128, kv_theory_bytes(&bf16, tokens) * 68);
+        assert_eq!(kv_full_bytes(&q8, tokens), tokens * 24 * 2 * 8 * 68);
     }
 }
 

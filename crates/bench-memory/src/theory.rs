@@ -13,20 +13,15 @@ pub fn tokens_fed(prompt_tokens: u32, output_tokens: u32) -> u64 {
 /// the sum over layers of 2 * kv heads * head dim * bytes * min(tokens, window).
 pub fn kv_theory_bytes(shape: &ModelShape, tokens: u64) -> u64 {
     let kept = |window: &Option<u32>| window.map_or(tokens, |window| tokens.min(u64::from(window)));
-    shape.windows.iter().map(kept).sum::<u64>() * layer_token_bytes(shape)
+    shape.windows.iter().map(kept).sum::<u64>() * shape.kv_layer_bytes()
 }
 
 /// The same if every layer keeps everything.
 pub fn kv_full_bytes(shape: &ModelShape, tokens: u64) -> u64 {
-    tokens * shape.windows.len() as u64 * layer_token_bytes(shape)
+    tokens * shape.windows.len() as u64 * shape.kv_layer_bytes()
 }
 
 /// Bytes of all parameters as they were loaded.
 pub fn weights_bytes(shape: &ModelShape) -> u64 {
     shape.weights.parts().iter().map(|part| part.bytes).sum()
-}
-
-/// Keys and values of one token in one layer.
-fn layer_token_bytes(shape: &ModelShape) -> u64 {
-    2 * u64::from(shape.num_key_value_heads) * u64::from(shape.head_dim) * u64::from(shape.kv_value_bytes)
 }

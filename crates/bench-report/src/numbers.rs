@@ -190,12 +190,13 @@ pub(crate) fn models(run: &RunInput) -> Option<String> {
     for (label, id, facts) in &known {
         let _ = writeln!(
             text,
-            "{}: \\texttt{{{}}}, {}, activations {}, experts {}, kernels {}.\\\\",
+            "{}: \\texttt{{{}}}, {}, activations {}, experts {}, {}kernels {}.\\\\",
             escape(label),
             escape(id),
             escape(&facts.architecture),
             escape(&facts.activation_dtype),
             escape(&facts.expert_dtype),
+            facts.shortcuts().iter().map(|s| escape(s) + ", ").collect::<String>(),
             escape(&facts.kernels)
         );
     }

@@ -2,31 +2,45 @@
 //!
 //! Nothing is loaded; a served model whose config is at hand has sizes too.
 
-use bench_core::plan::ModelPlan;
+use bench_core::plan::{Dtypes, ModelPlan};
 use bench_core::shape::{ExpertShape, ModelFacts, ModelShape, Part, WeightShape};
 use bench_core::spec;
 use bench_core::target::TargetError;
 use bench_engine::config::{ExpertDtype, LayerType, ModelConfig};
 use bench_engine::layout::{self, Role};
 use bench_engine::source::ModelRef;
-use bench_engine::{ActivationDtype, LoadOptions, system};
+use bench_engine::{
+    ActivationDtype, DenseDtype, Exec, KvDtype, LoadOptions, MatmulPrecision, Stored, system,
+};
 
-/// The engine's options for dtypes as a study names them.
-pub fn load_options(
-    activation: spec::ActivationDtype,
-    expert: spec::ExpertDtype,
-    layers: Option<u32>,
-) -> LoadOptions {
+/// The engine's options for dtypes as a study names them, on the threads that this process shares.
+pub fn load_options(dtypes: Dtypes, layers: Option<u32>) -> LoadOptions {
     LoadOptions {
-        activation_dtype: match activation {
+        activation_dtype: match dtypes.activation {
             spec::ActivationDtype::F32 => ActivationDtype::F32,
             spec::ActivationDtype::Bf16 => ActivationDtype::Bf16,
         },
-        expert_dtype: match expert {
+        expert_dtype: match dtypes.expert {
             spec::ExpertDtype::Native => ExpertDtype::Native,
             spec::ExpertDtype::Bf16 => ExpertDtype::Bf16,
         },
+        dense_dtype: match dtypes.dense {
+            spec::DenseDtype::Native => DenseDtype::Native,
+            spec::DenseDtype::Q8_0 => DenseDtype::Q8_0,
+            spec::DenseDtype::Q6_0 => DenseDtype::Q6_0,
+        },
+        matmul_precision: match dtypes.matmul {
+            spec::MatmulPrecision::F32 => MatmulPrecision::F32,
+            spec::MatmulPrecision::Int16 => MatmulPrecision::Int16,
+            spec::MatmulPrecision::Int8 => MatmulPrecision::Int8,
+        },
+        kv_dtype: dtypes.kv.map(|kv| match kv {
+            spec::KvDtype::F32 => KvDtype::F32,
+            spec::KvDtype::Bf16 => KvDtype::Bf16,
+            spec::KvDtype::Q8_0 => KvDtype::Q8_0,
+        }),
         num_layers: layers.map(|l| l as usize),
+        exec: Exec::shared(),
     }
 }
 
@@ -43,10 +57,13 @@ pub fn facts(config: &ModelConfig, options: &LoadOptions) -> ModelFacts {
         num_hidden_layers: config.num_hidden_layers as u32,
         parameters: counts.total,
         active_parameters: counts.active_per_token,
-        weights_bytes: layout::weights_bytes(config, options.expert_dtype),
-        kv_bytes_per_token: layout::kv_bytes(config, 1, options.activation_dtype.size(), false),
+        weights_bytes: layout::weights_bytes(config, options.stored()),
+        kv_bytes_per_token: layout::kv_bytes(config, 1, options.kv(), false),
         activation_dtype: options.activation_dtype.name().to_owned(),
         expert_dtype: experts.to_owned(),
+        dense_dtype: Some(options.dense_dtype.name().to_owned()),
+        matmul_precision: Some(options.matmul_precision.name().to_owned()),
+        kv_dtype: Some(options.kv().name().to_owned()),
         kernels: system::kernel_variant().to_owned(),
         shape: shape(config, options),
     }
@@ -57,13 +74,14 @@ pub fn facts(config: &ModelConfig, options: &LoadOptions) -> ModelFacts {
 /// # Errors
 /// A `shape` that cannot be read.
 pub fn served(model: &ModelPlan) -> Result<Option<ModelFacts>, TargetError> {
-    let options = load_options(model.activation_dtype, model.expert_dtype, model.layers);
+    let options = load_options(model.dtypes(), model.layers);
     let read = |name: &str| -> Result<ModelFacts, bench_engine::Error> {
         let mut config = ModelRef::parse(name)?.config()?;
         if let Some(layers) = options.num_layers {
             config = config.with_layers(layers)?;
         }
-        Ok(ModelFacts { kernels: String::new(), ..facts(&config, &options) })
+        // How it multiplies, and in what, the server does not say.
+        Ok(ModelFacts { kernels: String::new(), matmul_precision: None, ..facts(&config, &options) })
     };
     match (&model.shape, &model.tokenizer) {
         (Some(name), _) => read(name)
@@ -84,8 +102,14 @@ fn shape(config: &ModelConfig, options: &LoadOptions) -> ModelShape {
         num_key_value_heads: config.num_key_value_heads as u32,
         head_dim: config.head_dim as u32,
         windows: layers.map(|layer| window(layer).map(|w| w as u32)).collect(),
-        kv_value_bytes: options.activation_dtype.size() as u32,
-        weights: weights(config, options.expert_dtype),
+        kv_value_bytes: match options.kv() {
+            KvDtype::F32 => 4,
+            KvDtype::Bf16 => 2,
+            KvDtype::Q8_0 => 1,
+        },
+        kv_head_bytes: (options.kv() == KvDtype::Q8_0)
+            .then(|| options.kv().row_bytes(config.head_dim) as u32),
+        weights: weights(config, options.stored()),
         experts: config.moe.as_ref().map(|moe| ExpertShape {
             num_experts: moe.num_local_experts as u32,
             experts_per_token: moe.num_experts_per_tok as u32,
@@ -95,7 +119,7 @@ fn shape(config: &ModelConfig, options: &LoadOptions) -> ModelShape {
     }
 }
 
-fn weights(config: &ModelConfig, experts: ExpertDtype) -> WeightShape {
+fn weights(config: &ModelConfig, stored: Stored) -> WeightShape {
     let mut weights = WeightShape::default();
     for spec in layout::tensors(config) {
         let part: &mut Part = match spec.role {
@@ -110,8 +134,9 @@ fn weights(config: &ModelConfig, experts: ExpertDtype) -> WeightShape {
             }
         };
         part.parameters += spec.parameters();
-        part.bytes += layout::resident_bytes(&spec, experts);
+        part.bytes += layout::resident_bytes(&spec, stored);
     }
+    weights.lm_head.bytes += layout::unembedding_copy_bytes(config, stored);
     weights
 }
 
@@ -137,13 +162,38 @@ mod tests {
     }
 
     #[test]
+    fn facts_say_how_numbers_are_kept_and_multiplied() {
+        let config = bench_engine::preset::config("gpt-oss-20b").unwrap();
+        let exact = facts(&config, &load_options(Dtypes::default(), None));
+        assert!(exact.shortcuts().is_empty(), "{:?}", exact.shortcuts());
+        let dtypes = Dtypes {
+            dense: spec::DenseDtype::Q8_0,
+            matmul: spec::MatmulPrecision::Int8,
+            kv: Some(spec::KvDtype::Q8_0),
+            ..Dtypes::default()
+        };
+        let fast = facts(&config, &load_options(dtypes, None));
+        let expected = ["attention and unembedding q8_0", "products int8", "KV cache q8_0"];
+        assert_eq!(fast.shortcuts(), expected);
+        // 24 layers, 8 heads, keys and values of 64 + 2 · 2 bytes.
+        assert_eq!((fast.kv_bytes_per_token, fast.shape.kv_layer_bytes()), (24 * 1088, 1088));
+        assert_eq!(exact.shape.kv_layer_bytes(), 4096);
+    }
+
+    #[test]
     fn the_parts_of_every_preset_add_up() {
         for name in ["gpt-oss-20b", "gpt-oss-120b", "qwen3-32b", "yi-34b", "llama-3.1-70b", "gpt-oss-nano"] {
             let config = bench_engine::preset::config(name).unwrap();
+            for dense_dtype in [DenseDtype::Native, DenseDtype::Q8_0, DenseDtype::Q6_0] {
+                for tie_word_embeddings in [config.tie_word_embeddings, true] {
+                    let config = ModelConfig { tie_word_embeddings, ..config.clone() };
+                    let facts = facts(&config, &LoadOptions { dense_dtype, ..LoadOptions::default() });
+                    let parts = facts.shape.weights.parts();
+                    assert_eq!(parts.iter().map(|p| p.parameters).sum::<u64>(), facts.parameters, "{name}");
+                    assert_eq!(parts.iter().map(|p| p.bytes).sum::<u64>(), facts.weights_bytes, "{name}");
+                }
+            }
             let facts = facts(&config, &LoadOptions::default());
-            let parts = facts.shape.weights.parts();
-            assert_eq!(parts.iter().map(|p| p.parameters).sum::<u64>(), facts.parameters, "{name}");
-            assert_eq!(parts.iter().map(|p| p.bytes).sum::<u64>(), facts.weights_bytes, "{name}");
             assert_eq!(facts.shape.windows.len(), facts.num_hidden_layers as usize, "{name}");
         }
         let config = bench_engine::preset::config("gpt-oss-20b").unwrap();

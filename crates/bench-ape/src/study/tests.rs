@@ -60,6 +60,9 @@ fn facts() -> ModelFacts {
         kv_bytes_per_token: 0,
         activation_dtype: "bf16".to_owned(),
         expert_dtype: "none".to_owned(),
+        dense_dtype: None,
+        matmul_precision: None,
+        kv_dtype: None,
         kernels: "scalar".to_owned(),
         shape: ModelShape {
             hidden_size: 1,
@@ -69,6 +72,7 @@ fn facts() -> ModelFacts {
             head_dim: 1,
             windows: Vec::new(),
             kv_value_bytes: 2,
+            kv_head_bytes: None,
             weights,
             experts: None,
             max_context_tokens: 4096,

@@ -3,6 +3,7 @@
 use crate::args::AuditArgs;
 use crate::{CliError, Io};
 use bench_ape::{Experts, Step};
+use bench_core::plan::Dtypes;
 use bench_core::shape::ModelFacts;
 use bench_core::spec::{ActivationDtype, ExpertDtype};
 use bench_memory::{kv_full_bytes, kv_theory_bytes};
@@ -137,7 +138,8 @@ impl Physics for Known {
 
 fn facts(preset: &str, experts: ExpertDtype) -> Option<ModelFacts> {
     let config = bench_engine::preset::config(preset).ok()?;
-    let options = bench_runner::shape::load_options(ActivationDtype::Bf16, experts, None);
+    let dtypes = Dtypes { activation: ActivationDtype::Bf16, expert: experts, ..Dtypes::default() };
+    let options = bench_runner::shape::load_options(dtypes, None);
     Some(bench_runner::shape::facts(&config, &options))
 }
 
@@ -146,10 +148,6 @@ fn active_bytes(facts: &ModelFacts) -> u64 {
     let shape = &facts.shape;
     let used = shape.experts.map_or(Experts::All, |e| Experts::Touched(f64::from(e.experts_per_token)));
     let step = Step { batch: 1.0, prompt_tokens: 0.0, output_tokens: 2.0 };
-    let per_position = 2.0
-        * f64::from(shape.num_key_value_heads)
-        * f64::from(shape.head_dim)
-        * f64::from(shape.kv_value_bytes)
-        * step.attended(shape);
+    let per_position = shape.kv_layer_bytes() as f64 * step.attended(shape);
     (step.bytes_per_token(shape, used) - per_position) as u64
 }

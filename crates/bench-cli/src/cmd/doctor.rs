@@ -4,7 +4,7 @@ use crate::args::DoctorArgs;
 use crate::{CliError, Io};
 use bench_core::provenance::{Build, Machine};
 use bench_engine::config::ExpertDtype;
-use bench_engine::model::ActivationDtype;
+use bench_engine::model::{ActivationDtype, LoadOptions};
 use bench_engine::preflight::{Need, Preflight, check, gib};
 use bench_engine::source::ModelRef;
 use bench_engine::system::{available_memory, free_disk};
@@ -89,13 +89,14 @@ fn fit(name: &str, args: &DoctorArgs) -> Result<ModelFindings, CliError> {
     let mut fits = Vec::new();
     for (expert_dtype, expert) in experts {
         for activation in [ActivationDtype::Bf16, ActivationDtype::F32] {
+            let options =
+                LoadOptions { expert_dtype: expert, activation_dtype: activation, ..LoadOptions::default() };
             let need = Need {
-                expert_dtype: expert,
-                activation_dtype: activation,
                 context_tokens: args.context as usize,
                 batch: args.batch as usize,
                 prefill_chunk: 512,
                 mapped: !matches!(model, ModelRef::Dummy(_)),
+                ..Need::of(&options)
             };
             let preflight = check(&config, &need, available_memory());
             fits.push(Fit { expert_dtype, activation_dtype: activation.name(), preflight });

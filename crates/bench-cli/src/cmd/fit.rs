@@ -8,7 +8,7 @@ mod verify;
 
 pub(crate) use attempt::run as attempt;
 
-use super::model::{load_options, set_threads};
+use super::model::load_options;
 use crate::args::FitArgs;
 use crate::{CliError, Io};
 use bench_engine::config::ModelConfig;
@@ -30,6 +30,8 @@ struct Fit {
     memory_bytes: u64,
     activation_dtype: &'static str,
     expert_dtype: &'static str,
+    dense_dtype: &'static str,
+    kv_dtype: &'static str,
     prefill_chunk: u32,
     max_context: Largest,
     max_batch: Largest,
@@ -59,7 +61,6 @@ struct Question<'a> {
 }
 
 pub(crate) fn run(args: &FitArgs, io: &mut Io<'_>) -> Result<(), CliError> {
-    set_threads(&args.engine)?;
     let question = Question::ask(args)?;
     let max_context = question.max_context()?;
     let max_batch = question.max_batch(&max_context)?;
@@ -68,12 +69,13 @@ pub(crate) fn run(args: &FitArgs, io: &mut Io<'_>) -> Result<(), CliError> {
         true => Some(verify::context(&question, &max_context, io)?),
         false => None,
     };
-    let options = load_options(&args.engine);
     let fit = Fit {
         model: args.model.clone(),
         memory_bytes: question.memory_bytes,
-        activation_dtype: options.activation_dtype.name(),
-        expert_dtype: options.expert_dtype.name(),
+        activation_dtype: question.need.activation_dtype.name(),
+        expert_dtype: question.need.expert_dtype.name(),
+        dense_dtype: question.need.dense_dtype.name(),
+        kv_dtype: question.need.kv_dtype.name(),
         prefill_chunk: args.prefill_chunk,
         max_context,
         max_batch,
@@ -91,7 +93,7 @@ pub(crate) fn run(args: &FitArgs, io: &mut Io<'_>) -> Result<(), CliError> {
 impl<'a> Question<'a> {
     fn ask(args: &'a FitArgs) -> Result<Self, CliError> {
         let model = ModelRef::parse(&args.model)?;
-        let options = load_options(&args.engine);
+        let options = load_options(&args.engine)?;
         let mut config = model.config()?;
         if let Some(layers) = options.num_layers {
             config = config.with_layers(layers)?;
@@ -105,12 +107,10 @@ impl<'a> Question<'a> {
             CliError::Usage("the system does not say how much memory it has: give --memory".to_owned())
         })?;
         let need = Need {
-            expert_dtype: options.expert_dtype,
-            activation_dtype: options.activation_dtype,
-            context_tokens: 1,
             batch: args.batch as usize,
             prefill_chunk: args.prefill_chunk as usize,
             mapped: !matches!(model, ModelRef::Dummy(_)),
+            ..Need::of(&options)
         };
         let program_bytes = program_bytes(&model)?;
         Ok(Self { args, config, need, memory_bytes, program_bytes })
@@ -185,9 +185,13 @@ fn size(bytes: u64) -> String {
 }
 
 fn print(fit: &Fit, out: &mut dyn Write) -> Result<(), CliError> {
-    let Fit { model, activation_dtype, expert_dtype, prefill_chunk, .. } = fit;
+    let Fit { model, activation_dtype, expert_dtype, dense_dtype, kv_dtype, prefill_chunk, .. } = fit;
     writeln!(out, "{model} in {}, predicted", size(fit.memory_bytes))?;
-    writeln!(out, "activations {activation_dtype}, experts {expert_dtype}, prefill chunk {prefill_chunk}\n")?;
+    writeln!(
+        out,
+        "activations {activation_dtype}, KV cache {kv_dtype}, experts {expert_dtype}, attention and unembedding \
+         {dense_dtype}, prefill chunk {prefill_chunk}\n"
+    )?;
     writeln!(
         out,
         "{:<16} {:>8} {:>7} {:>10} {:>10} {:>11} {:>10} {:>10}",

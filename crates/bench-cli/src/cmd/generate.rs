@@ -89,17 +89,18 @@ impl Job {
     fn decode(&mut self, sender: &Sender<Said>) -> Result<(), bench_engine::Error> {
         let model = &self.session.model;
         let mut sequence: Sequence = model.sequence();
+        let (mut workspace, mut hooks) = (model.workspace(), Hooks::none());
+        let prompt: &[&[u32]] = &[&self.ids];
         let mut logits =
-            model.prefill(&mut [&mut sequence], &[&self.ids], PREFILL_CHUNK, &mut Hooks::none())?;
+            model.prefill_in(&mut workspace, &mut [&mut sequence], prompt, PREFILL_CHUNK, &mut hooks)?;
         for produced in 1..=self.max_tokens {
-            let row = logits.flatten_all()?.to_vec1::<f32>()?;
-            let id = self.sampler.sample(&row, &[])?;
+            let id = self.sampler.sample(logits, &[])?;
             let at = Instant::now();
             let stop = self.session.stop_ids.contains(&id);
             if stop || sender.send(Said::Token(id, at)).is_err() || produced == self.max_tokens {
                 break;
             }
-            logits = model.decode_step(&mut [&mut sequence], &[id], &mut Hooks::none())?;
+            logits = model.decode_step_in(&mut workspace, &mut [&mut sequence], &[id], &mut hooks)?;
         }
         Ok(())
     }

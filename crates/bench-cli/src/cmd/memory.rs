@@ -3,7 +3,7 @@
 use super::{effective, print_study, study};
 use crate::args::MemoryArgs;
 use crate::{CliError, Io};
-use bench_core::spec::{self, ActivationDtype, ExpertDtype, ModelTable, RunSpec, RunTable, WorkloadTable};
+use bench_core::spec::{self, ModelTable, RunSpec, RunTable, WorkloadTable};
 use bench_engine::preflight::{self, Need, gib};
 use bench_engine::source::ModelRef;
 use bench_engine::system::available_memory;
@@ -43,13 +43,7 @@ fn spec(args: &MemoryArgs, available: Option<u64>, notes: &mut Vec<String>) -> R
             warmup: Some(args.warmup),
             isolate: Some(true),
         },
-        target: spec::TargetTable {
-            activation_dtype: args.engine.activation_dtype,
-            expert_dtype: args.engine.expert_dtype,
-            threads: args.engine.threads,
-            prefill_chunk: args.prefill_chunk,
-            ..spec::TargetTable::default()
-        },
+        target: spec::TargetTable { prefill_chunk: args.prefill_chunk, ..args.engine.target() },
         workload: WorkloadTable {
             prompt_tokens: Some(prompts),
             output_tokens: Some(vec![args.output_tokens]),
@@ -81,24 +75,18 @@ struct Limit {
 
 /// The largest context at the largest batch, by preflight: bounded by the model itself, or by memory.
 fn largest_context(args: &MemoryArgs, id: &str, available: Option<u64>) -> Result<Limit, CliError> {
-    let engine = &args.engine;
-    let options = load_options(
-        engine.activation_dtype.unwrap_or(ActivationDtype::F32),
-        engine.expert_dtype.unwrap_or(ExpertDtype::Native),
-        engine.layers,
-    );
+    let options = load_options(args.engine.dtypes(), args.engine.layers);
     let model = ModelRef::parse(id)?;
     let mut config = model.config()?;
     if let Some(layers) = options.num_layers {
         config = config.with_layers(layers)?;
     }
     let need = Need {
-        expert_dtype: options.expert_dtype,
-        activation_dtype: options.activation_dtype,
         context_tokens: args.context_lengths.iter().copied().max().unwrap_or(1) as usize,
         batch: args.batch.iter().copied().max().unwrap_or(1) as usize,
         prefill_chunk: args.prefill_chunk.unwrap_or(512) as usize,
         mapped: !matches!(model, ModelRef::Dummy(_)),
+        ..Need::of(&options)
     };
     let checked = preflight::check(&config, &need, available);
     let of_model = config.max_position_embeddings;

@@ -1,13 +1,12 @@
-//! Opening a model for `generate`, `chat` and `logits`: flags to options, progress to a bar.
+//! Opening a model for `generate`, `chat`, `logits` and `fidelity`: flags to options, progress to a bar.
 
 use crate::args::{EngineArgs, LimitArgs};
 use crate::progress::Waiting;
 use crate::{CliError, Io};
-use bench_core::plan::derive_seed;
-use bench_engine::config::ExpertDtype;
-use bench_engine::model::{ActivationDtype, LoadOptions};
+use bench_core::plan::{Dtypes, derive_seed};
 use bench_engine::session::{ChatOptions, OpenOptions, Session};
 use bench_engine::text::harmony::ReasoningEffort;
+use bench_engine::{Exec, LoadOptions};
 use std::sync::Arc;
 
 /// A model that answers.
@@ -24,9 +23,8 @@ pub(crate) fn open(
     let context = CONTEXT.max(2 * limits.max_tokens as usize);
     let options = OpenOptions {
         chat: if limits.plain { None } else { Some(chat_options(limits)?) },
-        ..open_options(engine, limits.seed, context)
+        ..open_options(load_options(engine)?, limits.seed, context)
     };
-    set_threads(engine)?;
     let mut bar = Waiting::new(&format!("loading {model}"), io.err);
     let session = bench_engine::session::open(model, &options, &mut |p| bar.set(p.done, p.total, p.unit))?;
     drop(bar);
@@ -52,9 +50,9 @@ pub(crate) fn weights_seed(seed: u64) -> u64 {
 }
 
 /// Options for one sequence of `context_tokens`, without a chat format.
-pub(crate) fn open_options(engine: &EngineArgs, seed: u64, context_tokens: usize) -> OpenOptions {
+pub(crate) fn open_options(load: LoadOptions, seed: u64, context_tokens: usize) -> OpenOptions {
     OpenOptions {
-        load: load_options(engine),
+        load,
         seed: weights_seed(seed),
         context_tokens,
         batch: 1,
@@ -63,26 +61,20 @@ pub(crate) fn open_options(engine: &EngineArgs, seed: u64, context_tokens: usize
     }
 }
 
-pub(crate) fn load_options(engine: &EngineArgs) -> LoadOptions {
-    LoadOptions {
-        activation_dtype: match engine.activation_dtype.unwrap_or(bench_core::spec::ActivationDtype::F32) {
-            bench_core::spec::ActivationDtype::F32 => ActivationDtype::F32,
-            bench_core::spec::ActivationDtype::Bf16 => ActivationDtype::Bf16,
-        },
-        expert_dtype: match engine.expert_dtype.unwrap_or(bench_core::spec::ExpertDtype::Native) {
-            bench_core::spec::ExpertDtype::Native => ExpertDtype::Native,
-            bench_core::spec::ExpertDtype::Bf16 => ExpertDtype::Bf16,
-        },
-        num_layers: engine.layers.map(|n| n as usize),
-    }
+/// What the flags ask for, with threads of its own.
+pub(crate) fn load_options(engine: &EngineArgs) -> Result<LoadOptions, CliError> {
+    load_options_of(engine, engine.dtypes())
 }
 
-/// Bounds the compute threads of this process.
-pub(crate) fn set_threads(engine: &EngineArgs) -> Result<(), CliError> {
-    match engine.threads {
-        Some(0) => return Err(CliError::Usage("--threads 0: at least 1".to_owned())),
-        Some(n) => bench_engine::system::limit_threads(n as usize),
-        None => {}
+/// The same with other precisions.
+pub(crate) fn load_options_of(engine: &EngineArgs, dtypes: Dtypes) -> Result<LoadOptions, CliError> {
+    let options = bench_runner::shape::load_options(dtypes, engine.layers);
+    Ok(LoadOptions { exec: exec(engine)?, ..options })
+}
+
+fn exec(engine: &EngineArgs) -> Result<Exec, CliError> {
+    if engine.threads == Some(0) {
+        return Err(CliError::Usage("--threads 0: at least 1".to_owned()));
     }
-    Ok(())
+    Ok(bench_engine::system::exec(engine.threads.map(|n| n as usize), engine.pin)?)
 }

@@ -3,7 +3,8 @@
 use crate::args::PlanArgs;
 use crate::cmd::{effective, read_spec};
 use crate::{CliError, Io};
-use bench_core::plan::{Cell, Plan};
+use bench_core::plan::{Cell, Plan, TargetPlan};
+use bench_core::spec::{DenseDtype, MatmulPrecision};
 use std::io::Write;
 
 pub(crate) fn run(args: &PlanArgs, io: &mut Io<'_>) -> Result<(), CliError> {
@@ -22,8 +23,13 @@ fn print(plan: &Plan, out: &mut dyn Write) -> Result<(), CliError> {
     writeln!(out, "study   {} (seed {}, plan {})", plan.name, plan.seed, plan.hash())?;
     writeln!(
         out,
-        "target  {:?} on {}, activations {:?}, experts {:?}, prefill in chunks of {}",
-        target.kind, target.device, target.activation_dtype, target.expert_dtype, target.prefill_chunk
+        "target  {:?} on {}, activations {:?}, experts {:?}, prefill in chunks of {}{}",
+        target.kind,
+        target.device,
+        target.activation_dtype,
+        target.expert_dtype,
+        target.prefill_chunk,
+        shortcuts(target)
     )?;
     if plan.isolate {
         writeln!(out, "process one for each trial, which loads its model anew")?;
@@ -53,6 +59,16 @@ fn print(plan: &Plan, out: &mut dyn Write) -> Result<(), CliError> {
     }
     writeln!(out, "\nmeasured tokens: {prompt} of prompts, {output} of output")?;
     Ok(())
+}
+
+/// What is not the exact default.
+fn shortcuts(target: &TargetPlan) -> String {
+    let dense = (target.dense_dtype != DenseDtype::Native)
+        .then(|| format!(", attention and unembedding {:?}", target.dense_dtype));
+    let products = (target.matmul_precision != MatmulPrecision::F32)
+        .then(|| format!(", products {:?}", target.matmul_precision));
+    let cache = target.kv_dtype.map(|kv| format!(", KV cache {kv:?}"));
+    [dense, products, cache].into_iter().flatten().collect()
 }
 
 /// Prompt and output tokens of all measured requests.

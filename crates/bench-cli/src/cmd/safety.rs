@@ -90,9 +90,11 @@ fn settings(
         set_option("date", Some(limits.date.clone()));
         set_option("reasoning_effort", Some(limits.reasoning_effort.clone()));
         set_option("template", Some(if limits.plain { "none" } else { "chat" }.to_owned()));
-        set_option("layers", engine.layers.map(|n| n.to_string()));
-        set_option("activation_dtype", engine.activation_dtype.map(|d| format!("{d:?}").to_lowercase()));
-        set_option("expert_dtype", engine.expert_dtype.map(|d| format!("{d:?}").to_lowercase()));
+        // Threads change no answer.
+        let given = engine.given().into_iter().filter(|(flag, _)| !["--threads", "--pin"].contains(flag));
+        for (flag, value) in given {
+            set_option(&flag.trim_start_matches('-').replace('-', "_"), value);
+        }
     }
     if let Some(url) = args.base_url.as_ref().filter(|url| url.contains('@')) {
         let host = url.rsplit('@').next().unwrap_or_default();

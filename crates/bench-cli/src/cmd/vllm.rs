@@ -64,15 +64,8 @@ pub(crate) fn first_server_flag(args: &LatencyArgs) -> Option<&'static str> {
 
 /// The first flag of the engine that is given, if any.
 pub(crate) fn first_engine_flag(args: &LatencyArgs) -> Option<&'static str> {
-    let e = &args.engine;
-    let given = [
-        ("--batch", !args.batch.is_empty()),
-        ("--threads", e.threads.is_some()),
-        ("--activation-dtype", e.activation_dtype.is_some()),
-        ("--expert-dtype", e.expert_dtype.is_some()),
-        ("--layers", e.layers.is_some()),
-    ];
-    given.into_iter().find(|(_, given)| *given).map(|(flag, _)| flag)
+    let batch = (!args.batch.is_empty()).then_some("--batch");
+    batch.or_else(|| args.engine.given().first().map(|(flag, _)| *flag))
 }
 
 pub(crate) fn models(args: &LatencyArgs) -> Result<Vec<ModelTable>, CliError> {

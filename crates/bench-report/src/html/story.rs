@@ -152,9 +152,10 @@ fn models(run: &RunInput, cells: &[&[&Row]]) -> Vec<ModelLine> {
 fn model(run: &RunInput, label: &str) -> ModelLine {
     let planned = run.plan.as_ref().and_then(|plan| plan.model(label));
     let facts = run.provenance.as_ref().and_then(|p| p.models.get(label));
-    let dtypes = facts.map(|f| match f.expert_dtype.as_str() {
-        "none" => f.activation_dtype.clone(),
-        experts => format!("{}, experts {experts}", f.activation_dtype),
+    let dtypes = facts.map(|f| {
+        let experts = (f.expert_dtype != "none").then(|| format!("experts {}", f.expert_dtype));
+        let all = [f.activation_dtype.clone()].into_iter().chain(experts).chain(f.shortcuts());
+        all.collect::<Vec<_>>().join(", ")
     });
     ModelLine {
         label: clean(label),

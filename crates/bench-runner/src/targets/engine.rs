@@ -9,12 +9,14 @@ use bench_core::event::{EventKind, FailureKind};
 use bench_core::plan::{Cell, ModelPlan, Plan, Sampling};
 use bench_core::shape::ModelFacts;
 use bench_core::target::{Recorder, Request, StopFlag, Target, TargetError};
+use bench_engine::{Exec, system};
 use generate::generate;
 use load::{Key, Loaded};
 
 pub struct EngineTarget {
     plan: Plan,
-    pool: rayon::ThreadPool,
+    /// Instruction set and threads, the same for all models.
+    exec: Exec,
     /// Loaded models, the one in use last. More than one only when all of the plan fit in memory together.
     loaded: Vec<Loaded>,
     /// That of the model prepared last; another label of the same model may sample differently.
@@ -31,13 +33,9 @@ impl EngineTarget {
         if device != "cpu" {
             return Err(TargetError(format!("device \"{device}\" is not supported yet; valid: \"cpu\"")));
         }
-        let threads = plan.target.threads.map_or(0, |t| t as usize);
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .thread_name(|i| format!("engine-{i}"))
-            .build()
-            .map_err(|e| TargetError(format!("cannot start {threads} compute threads: {e}")))?;
-        Ok(Self { plan: plan.clone(), pool, loaded: Vec::new(), sampling: None })
+        let threads = plan.target.threads.map(|t| t as usize);
+        let exec = system::exec(threads, plan.target.pin_threads).map_err(|e| TargetError(e.to_string()))?;
+        Ok(Self { plan: plan.clone(), exec, loaded: Vec::new(), sampling: None })
     }
 
     fn current(&self) -> Result<&Loaded, TargetError> {
@@ -64,7 +62,7 @@ impl Target for EngineTarget {
             if !load::fit_together(&self.plan, held) {
                 self.loaded.clear();
             }
-            let loaded = load::load(&self.plan, model, progress)?;
+            let loaded = load::load(&self.plan, model, &self.exec, progress)?;
             self.loaded.push(loaded);
         }
         self.sampling = Some(model.sampling.clone());
@@ -95,7 +93,7 @@ impl Target for EngineTarget {
         let ran = match (self.loaded.last(), &self.sampling) {
             (Some(loaded), Some(sampling)) => {
                 let target = &self.plan.target;
-                self.pool.install(|| generate(loaded, sampling, target, requests, recorder, stop))
+                generate(loaded, sampling, target, requests, recorder, stop)
             }
             _ => Err(((0..requests.len()).collect(), "no model is loaded".to_owned())),
         };
@@ -178,7 +176,11 @@ mod tests {
         let config = target.current().unwrap().model.config();
         for (slot, (events, kv)) in recorder.into_parts().into_iter().enumerate() {
             assert!(matches!(events.last().unwrap().kind, EventKind::Done { .. }), "{events:?}");
-            assert_eq!(kv, Some(layout::kv_bytes(config, 40 + 5 - 2 * slot - 1, 4, true)), "{slot}");
+            assert_eq!(
+                kv,
+                Some(layout::kv_bytes(config, 40 + 5 - 2 * slot - 1, bench_engine::KvDtype::F32, true)),
+                "{slot}"
+            );
         }
     }
 

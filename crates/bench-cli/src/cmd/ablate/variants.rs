@@ -5,6 +5,7 @@
 
 use crate::CliError;
 use crate::args::{AblateArgs, Ablation};
+use bench_core::plan::Dtypes;
 use bench_core::spec::{
     ActivationDtype, ExpertDtype, LoadTable, ModelTable, RunSpec, RunTable, ServerTable, TargetKind,
     TargetTable, WorkloadTable,
@@ -84,7 +85,11 @@ const METHODS: [Method; 7] = [
 /// Precisions of the study, or of other engines, that this one does not have.
 const NOT_THERE: [(&str, &str, &str); 2] = [
     ("fp16", "FP16", "the engine computes in f32 or bf16; there is no f16"),
-    ("q8", "Q8", "the engine has no 8-bit weights"),
+    (
+        "q8",
+        "Q8",
+        "experts have no 8-bit format; --dense-dtype q8_0 gives it to attention, dense MLPs and unembedding",
+    ),
 ];
 
 struct Base<'a> {
@@ -94,8 +99,7 @@ struct Base<'a> {
     config: Option<ModelConfig>,
     available: Option<u64>,
     mapped: bool,
-    activation: ActivationDtype,
-    expert: ExpertDtype,
+    dtypes: Dtypes,
 }
 
 impl<'a> Base<'a> {
@@ -119,8 +123,7 @@ impl<'a> Base<'a> {
             config,
             available: available_memory(),
             mapped: !matches!(model, Some(ModelRef::Dummy(_))),
-            activation: args.engine.activation_dtype.unwrap_or(ActivationDtype::F32),
-            expert: args.engine.expert_dtype.unwrap_or(ExpertDtype::Native),
+            dtypes: args.engine.dtypes(),
         })
     }
 
@@ -147,13 +150,7 @@ impl<'a> Base<'a> {
                 warmup: Some(args.warmup),
                 isolate: None,
             },
-            target: TargetTable {
-                kind: Some(args.target),
-                activation_dtype: args.engine.activation_dtype,
-                expert_dtype: args.engine.expert_dtype,
-                threads: args.engine.threads,
-                ..TargetTable::default()
-            },
+            target: TargetTable { kind: Some(args.target), ..args.engine.target() },
             models,
             workload: WorkloadTable {
                 prompt_tokens: Some(vec![args.prompt_tokens]),
@@ -188,27 +185,20 @@ impl<'a> Base<'a> {
     }
 
     /// Why a prompt of this length and its output do not run, if they do not.
-    fn refusal(
-        &self,
-        prompt_tokens: u32,
-        batch: u32,
-        activation: ActivationDtype,
-        expert: ExpertDtype,
-    ) -> Option<String> {
+    fn refusal(&self, prompt_tokens: u32, batch: u32, dtypes: Dtypes) -> Option<String> {
         let config = self.config.as_ref()?;
         let context = prompt_tokens as usize + self.args.output_tokens as usize;
         let limit = config.max_position_embeddings;
         if context > limit {
             return Some(format!("needs {context} positions, max_position_embeddings is {limit}"));
         }
-        let options = load_options(activation, expert, None);
+        let options = load_options(dtypes, None);
         let need = Need {
-            expert_dtype: options.expert_dtype,
-            activation_dtype: options.activation_dtype,
             context_tokens: context,
             batch: batch as usize,
             prefill_chunk: 512,
             mapped: self.mapped,
+            ..Need::of(&options)
         };
         let found = preflight::check(config, &need, self.available);
         let available = found.available_bytes.filter(|_| !found.fits)?;
@@ -217,7 +207,7 @@ impl<'a> Base<'a> {
     }
 
     fn usual_refusal(&self, prompt_tokens: u32, batch: u32) -> Option<String> {
-        self.refusal(prompt_tokens, batch, self.activation, self.expert)
+        self.refusal(prompt_tokens, batch, self.dtypes)
     }
 
     fn decoding(&self) -> Ablated {
@@ -276,7 +266,8 @@ impl<'a> Base<'a> {
                 );
                 continue;
             }
-            if let Some(reason) = self.refusal(self.args.prompt_tokens, 1, activation, expert) {
+            let dtypes = Dtypes { activation, expert, ..self.dtypes };
+            if let Some(reason) = self.refusal(self.args.prompt_tokens, 1, dtypes) {
                 ablated.refuse(&name, &study_name, None, reason);
                 continue;
             }

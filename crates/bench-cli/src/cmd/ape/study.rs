@@ -5,6 +5,7 @@ use crate::CliError;
 use bench_ape::ALL_EXPERTS;
 use bench_ape::study::{self, Figures, Files, Ours, StudyRow};
 use bench_core::metric::Metric;
+use bench_core::plan::Dtypes;
 use bench_core::shape::ModelFacts;
 use bench_core::spec::{ActivationDtype, ExpertDtype};
 use bench_report::Format;
@@ -113,7 +114,8 @@ fn limits(bandwidth_bytes_s: f64) -> Result<Vec<Record>, CliError> {
 
 fn facts(preset: &str, experts: ExpertDtype) -> Result<ModelFacts, CliError> {
     let config = bench_engine::preset::config(preset)?;
-    let options = bench_runner::shape::load_options(ActivationDtype::Bf16, experts, None);
+    let dtypes = Dtypes { activation: ActivationDtype::Bf16, expert: experts, ..Dtypes::default() };
+    let options = bench_runner::shape::load_options(dtypes, None);
     Ok(bench_runner::shape::facts(&config, &options))
 }
 

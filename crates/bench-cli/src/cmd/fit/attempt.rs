@@ -1,7 +1,7 @@
 //! One attempt: loads the model, fills its context, and says what that took. Runs in a process of its own, so that
 //! its peak is that of nothing else.
 
-use super::super::model::{load_options, set_threads, weights_seed};
+use super::super::model::{load_options, weights_seed};
 use crate::args::FitAttemptArgs;
 use crate::{CliError, Io};
 use bench_engine::config::{Architecture, ModelConfig};
@@ -28,9 +28,8 @@ pub(super) struct Taken {
 
 pub(crate) fn run(args: &FitAttemptArgs, io: &mut Io<'_>) -> Result<(), CliError> {
     end_with_parent();
-    set_threads(&args.engine)?;
     let options = OpenOptions {
-        load: load_options(&args.engine),
+        load: load_options(&args.engine)?,
         seed: weights_seed(SEED),
         // Whether it fits is what is found out here.
         context_tokens: 1,
@@ -69,14 +68,11 @@ fn fill(model: &Model, context: usize, batch: usize, chunk: usize) -> Result<Vec
     let ids: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
     let mut running: Vec<_> = sequences.iter_mut().collect();
     let mut hooks = Hooks::none();
-    let mut rows: Vec<Vec<f32>> =
-        model.prefill(&mut running, &ids, chunk, &mut hooks)?.to_vec2().map_err(bench_engine::Error::from)?;
+    let mut workspace = model.workspace();
+    let mut logits = model.prefill_in(&mut workspace, &mut running, &ids, chunk, &mut hooks)?;
     for _ in 0..steps {
-        let last: Vec<u32> = rows.iter().map(|row| likeliest(row)).collect();
-        rows = model
-            .decode_step(&mut running, &last, &mut hooks)?
-            .to_vec2()
-            .map_err(bench_engine::Error::from)?;
+        let last: Vec<u32> = logits.chunks_exact(vocab).map(likeliest).collect();
+        logits = model.decode_step_in(&mut workspace, &mut running, &last, &mut hooks)?;
     }
     Ok(sequences)
 }

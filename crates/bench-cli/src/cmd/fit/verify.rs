@@ -4,7 +4,6 @@
 
 use super::attempt::Taken;
 use super::{Largest, Question, size};
-use crate::args::EngineArgs;
 use crate::progress::Waiting;
 use crate::{CliError, Io, signal};
 use bench_core::target::StopFlag;
@@ -147,21 +146,14 @@ fn verify(
 impl Question<'_> {
     /// This program, asked to try one context and batch.
     fn command(&self, context: usize, batch: usize) -> std::io::Result<Command> {
-        let EngineArgs { threads, activation_dtype, expert_dtype, layers } = &self.args.engine;
         let mut command = Command::new(std::env::current_exe()?);
         command.args(["fit-attempt", &self.args.model]);
-        let mut flag = |name: &str, value: Option<String>| {
-            if let Some(value) = value {
-                command.args([name, &value]);
-            }
-        };
-        flag("--context", Some(context.to_string()));
-        flag("--batch", Some(batch.to_string()));
-        flag("--prefill-chunk", Some(self.args.prefill_chunk.to_string()));
-        flag("--threads", threads.map(|n| n.to_string()));
-        flag("--layers", layers.map(|n| n.to_string()));
-        flag("--activation-dtype", activation_dtype.map(|_| self.need.activation_dtype.name().to_owned()));
-        flag("--expert-dtype", expert_dtype.map(|_| self.need.expert_dtype.name().to_owned()));
+        command.args(["--context", &context.to_string()]);
+        command.args(["--batch", &batch.to_string()]);
+        command.args(["--prefill-chunk", &self.args.prefill_chunk.to_string()]);
+        for (flag, value) in self.args.engine.given() {
+            command.arg(flag).args(value);
+        }
         Ok(command)
     }
 }

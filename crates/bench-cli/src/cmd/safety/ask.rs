@@ -61,15 +61,8 @@ pub(super) fn open(args: &SafetyArgs, model: &str, io: &mut Io<'_>) -> Result<Bo
 }
 
 fn server(args: &SafetyArgs, model: &str, url: &str) -> Result<Box<dyn Source>, CliError> {
-    let e = &args.engine;
-    let given = [
-        ("--threads", e.threads.is_some()),
-        ("--activation-dtype", e.activation_dtype.is_some()),
-        ("--expert-dtype", e.expert_dtype.is_some()),
-        ("--layers", e.layers.is_some()),
-        ("--plain", args.limits.plain),
-    ];
-    if let Some((flag, _)) = given.into_iter().find(|(_, given)| *given) {
+    let of_engine = args.engine.given().first().map(|(flag, _)| *flag);
+    if let Some(flag) = of_engine.or(args.limits.plain.then_some("--plain")) {
         return Err(CliError::Usage(format!("{flag}: the server decides that; drop it, or --base-url")));
     }
     let options = AskOptions {
@@ -163,8 +156,10 @@ impl Engine {
         let mut stream = StreamText::new(&session.tokenizer, &session.format);
         let mut sequence: Sequence = session.model.sequence();
         let (began, mut last) = (Instant::now(), Instant::now());
+        let (model, mut hooks) = (&session.model, Hooks::none());
+        let mut workspace = model.workspace();
         let mut logits =
-            session.model.prefill(&mut [&mut sequence], &[&ids], PREFILL_CHUNK, &mut Hooks::none())?;
+            model.prefill_in(&mut workspace, &mut [&mut sequence], &[&ids], PREFILL_CHUNK, &mut hooks)?;
         for produced in 1..=self.limits.max_tokens {
             if signal::stop().is_set() {
                 return Ok(true);
@@ -174,7 +169,7 @@ impl Engine {
                 break;
             }
             last = Instant::now();
-            let id = sampler.sample(&logits.flatten_all()?.to_vec1::<f32>()?, &[])?;
+            let id = sampler.sample(logits, &[])?;
             asked.output_tokens = Some(produced);
             if session.stop_ids.contains(&id) {
                 asked.finish = Finish::Stop;
@@ -184,7 +179,7 @@ impl Engine {
                 take(asked, piece.label, &piece.text);
             }
             if produced < self.limits.max_tokens {
-                logits = session.model.decode_step(&mut [&mut sequence], &[id], &mut Hooks::none())?;
+                logits = model.decode_step_in(&mut workspace, &mut [&mut sequence], &[id], &mut hooks)?;
             }
         }
         if let Some(piece) = stream.finish() {

@@ -9,7 +9,7 @@ use bench_core::plan::{Sampling, TargetPlan};
 use bench_core::shape::Touched;
 use bench_core::target::{Recorder, Request, StopFlag};
 use bench_engine::sampling::{Sampler, SamplingParams};
-use bench_engine::{Hooks, Result, Routing, Sequence};
+use bench_engine::{Hooks, Result, Routing, Sequence, Workspace};
 
 /// One request on its way, kept to the end of its batch: its cache is what the memory of the batch is.
 struct Running {
@@ -41,8 +41,10 @@ pub(super) fn generate(
     let all = || (0..requests.len()).collect();
     let mut running = begin(loaded, sampling, requests).map_err(|e| (all(), e.to_string()))?;
     let mut passes = Passes { prefill: Hooks::none(), decode: Hooks::none() };
-    let mut step = prefill(loaded, target, requests, &mut running, &mut passes.prefill)
-        .and_then(|logits| take(loaded, requests, &mut running, &logits, recorder));
+    // Kept for the batch alone: what it takes is part of the batch's memory.
+    let mut workspace = loaded.model.workspace();
+    let mut step = prefill(loaded, target, requests, &mut running, &mut workspace, &mut passes.prefill)
+        .and_then(|logits| take(loaded, requests, &mut running, logits, recorder));
     if step.is_ok() {
         recorder.prefilled();
     }
@@ -51,11 +53,13 @@ pub(super) fn generate(
             interrupt(&running, recorder);
             return Ok(());
         }
-        step = decode(loaded, &mut running, &mut passes.decode)
-            .and_then(|logits| take(loaded, requests, &mut running, &logits, recorder));
+        step = decode(loaded, &mut running, &mut workspace, &mut passes.decode)
+            .and_then(|logits| take(loaded, requests, &mut running, logits, recorder));
     }
     let open = || running.iter().filter(|r| is_open(r)).map(|r| r.slot).collect();
     step.map_err(|e| (open(), e.to_string()))?;
+    // What is held from here on is the caches.
+    drop(workspace);
     recorder.held();
     passes.report(recorder);
     Ok(())
@@ -79,9 +83,6 @@ impl Passes {
     }
 }
 
-/// Rows of logits, one per running request.
-type Logits = Vec<Vec<f32>>;
-
 /// A sequence and a sampler for each request. The last token is never fed, so that it takes no room.
 fn begin(loaded: &Loaded, sampling: &Sampling, requests: &[Request]) -> Result<Vec<Running>> {
     let begin = |(slot, request): (usize, &Request)| {
@@ -94,24 +95,30 @@ fn begin(loaded: &Loaded, sampling: &Sampling, requests: &[Request]) -> Result<V
 }
 
 /// Runs every prompt of the batch; logits of their last positions.
-fn prefill(
+fn prefill<'w>(
     loaded: &Loaded,
     target: &TargetPlan,
     requests: &[Request],
     running: &mut [Running],
+    workspace: &'w mut Workspace,
     hooks: &mut Hooks<'_>,
-) -> Result<Logits> {
+) -> Result<&'w [f32]> {
     let ids: Vec<&[u32]> = requests.iter().map(|r| r.prompt.as_slice()).collect();
     let mut sequences: Vec<_> = running.iter_mut().map(|r| &mut r.sequence).collect();
     let chunk = target.prefill_chunk as usize;
-    Ok(loaded.model.prefill(&mut sequences, &ids, chunk, hooks)?.to_vec2()?)
+    loaded.model.prefill_in(workspace, &mut sequences, &ids, chunk, hooks)
 }
 
-/// Feeds each open request its last token.
-fn decode(loaded: &Loaded, running: &mut [Running], hooks: &mut Hooks<'_>) -> Result<Logits> {
+/// Feeds each open request its last token; logits of those, in their order.
+fn decode<'w>(
+    loaded: &Loaded,
+    running: &mut [Running],
+    workspace: &'w mut Workspace,
+    hooks: &mut Hooks<'_>,
+) -> Result<&'w [f32]> {
     let open = running.iter_mut().filter(|r| is_open(r));
     let (mut sequences, ids): (Vec<_>, Vec<u32>) = open.map(|r| (&mut r.sequence, r.last)).unzip();
-    Ok(loaded.model.decode_step(&mut sequences, &ids, hooks)?.to_vec2()?)
+    loaded.model.decode_step_in(workspace, &mut sequences, &ids, hooks)
 }
 
 /// Chooses and stamps a token for each open request, and ends those that have as many as they asked for.
@@ -119,10 +126,11 @@ fn take(
     loaded: &Loaded,
     requests: &[Request],
     running: &mut [Running],
-    logits: &Logits,
+    logits: &[f32],
     recorder: &mut Recorder<'_>,
 ) -> Result<()> {
-    for (request, row) in running.iter_mut().filter(|r| is_open(r)).zip(logits) {
+    let rows = logits.chunks_exact(loaded.model.config().vocab_size);
+    for (request, row) in running.iter_mut().filter(|r| is_open(r)).zip(rows) {
         request.last = request.sampler.sample(row, &loaded.suppressed)?;
         request.left -= 1;
         recorder.record(request.slot, EventKind::Tokens { count: 1, channel: Channel::Unknown });

@@ -3,15 +3,15 @@
 //! What a model needs, and whether it fits, is asked of `bench-engine`: nothing is read before that is known.
 
 use crate::shape::{self, load_options};
-use bench_core::plan::{ModelPlan, Plan, derive_seed};
+use bench_core::plan::{Dtypes, ModelPlan, Plan, derive_seed};
 use bench_core::shape::ModelFacts;
-use bench_core::spec::{ActivationDtype, Chat, ExpertDtype};
+use bench_core::spec::Chat;
 use bench_core::target::TargetError;
 use bench_engine::session::{self, ChatOptions, OpenOptions, Session};
 use bench_engine::source::ModelRef;
 use bench_engine::text::harmony::ReasoningEffort;
 use bench_engine::text::{PromptBuilder, Split};
-use bench_engine::{Error, Model, preflight, system};
+use bench_engine::{Error, Exec, Model, preflight, system};
 
 /// Tokens at which a turn or text ends, in the formats that are in use.
 const END_TOKENS: [&str; 8] = [
@@ -30,18 +30,12 @@ const END_TOKENS: [&str; 8] = [
 pub(super) struct Key {
     id: String,
     layers: Option<u32>,
-    activation_dtype: ActivationDtype,
-    expert_dtype: ExpertDtype,
+    dtypes: Dtypes,
 }
 
 impl Key {
     pub(super) fn of(model: &ModelPlan) -> Self {
-        Self {
-            id: model.id.clone(),
-            layers: model.layers,
-            activation_dtype: model.activation_dtype,
-            expert_dtype: model.expert_dtype,
-        }
+        Self { id: model.id.clone(), layers: model.layers, dtypes: model.dtypes() }
     }
 }
 
@@ -63,10 +57,12 @@ pub(super) struct Loaded {
 pub(super) fn load(
     plan: &Plan,
     model: &ModelPlan,
+    exec: &Exec,
     progress: &mut dyn FnMut(f64),
 ) -> Result<Loaded, TargetError> {
     let fail = |e: Error| TargetError(format!("model \"{}\": {e}", model.label));
-    let options = options(plan, model).map_err(fail)?;
+    let mut options = options(plan, model).map_err(fail)?;
+    options.load.exec = exec.clone();
     let mut fraction = |p: bench_engine::Progress| progress(p.done as f64 / p.total.max(1) as f64);
     let session = session::open(&model.id, &options, &mut fraction).map_err(fail)?;
     let prompts = |split| prompts(plan, &session, split).map_err(fail);
@@ -110,7 +106,7 @@ fn options(plan: &Plan, model: &ModelPlan) -> Result<OpenOptions, Error> {
     let own = || plan.cells.iter().filter(|c| labels.contains(&c.model.as_str()));
     let chat = ChatOptions { date: target.date.parse()?, reasoning_effort: ReasoningEffort::Medium };
     Ok(OpenOptions {
-        load: load_options(model.activation_dtype, model.expert_dtype, model.layers),
+        load: load_options(model.dtypes(), model.layers),
         seed: derive_seed(plan.seed, "weights"),
         context_tokens: own().map(|c| (c.prompt_tokens + c.output_tokens) as usize).max().unwrap_or(0),
         batch: own().map(|c| c.batch as usize).max().unwrap_or(1),
@@ -146,7 +142,7 @@ mod tests {
     fn end_tokens_are_suppressed_and_prompts_exact() {
         let plan = plan(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/gpt-oss-tiny"));
         let mut fractions = Vec::new();
-        let loaded = load(&plan, &plan.models[0], &mut |f| fractions.push(f)).unwrap();
+        let loaded = load(&plan, &plan.models[0], &Exec::shared(), &mut |f| fractions.push(f)).unwrap();
         // golden/README.md: `<|return|>` 494, `<|end|>` 499, `<|call|>` 504.
         assert!([494, 499, 504].iter().all(|id| loaded.suppressed.contains(id)), "{:?}", loaded.suppressed);
         assert!(fractions.is_sorted() && fractions.last() == Some(&1.0), "{fractions:?}");
@@ -167,7 +163,9 @@ mod tests {
         for cell in &mut plan.cells {
             (cell.prompt_tokens, cell.batch) = (100_000, 10_000);
         }
-        let error = load(&plan, &plan.models[0], &mut |_| panic!("nothing is loaded")).err().unwrap();
+        let error = load(&plan, &plan.models[0], &Exec::shared(), &mut |_| panic!("nothing is loaded"))
+            .err()
+            .unwrap();
         let error = error.to_string();
         assert!(error.starts_with("model \"gpt-oss-120b\": ") && error.contains("GiB"), "{error}");
         assert!(!fit_together(&plan, 0));

@@ -1,0 +1,151 @@
+//! How the engine loads and runs a model: the same flags for every command that runs one.
+//!
+//! What is not said is left to `bench_core::plan`, where the defaults stand.
+
+use super::keyword;
+use bench_core::plan::{Dtypes, usual_matmul_precision};
+use bench_core::spec::{
+    ActivationDtype, DenseDtype, ExpertDtype, KvDtype, MatmulPrecision, TargetKind, TargetTable,
+};
+use clap::Args;
+
+/// How a model is loaded and run.
+#[derive(Debug, Clone, Args)]
+pub struct EngineArgs {
+    /// Compute threads [default: all cores]
+    #[arg(short = 't', long, value_name = "N")]
+    pub threads: Option<u32>,
+    /// Each compute thread stays on a core of its own
+    #[arg(long)]
+    pub pin: bool,
+    /// Activations; the KV cache too, unless --kv-dtype says otherwise [default: f32]
+    #[arg(long, value_parser = parse_activation, value_name = "f32|bf16")]
+    pub activation_dtype: Option<ActivationDtype>,
+    /// `native` keeps MXFP4 experts, `bf16` dequantizes them [default: native]
+    #[arg(long, value_parser = parse_expert, value_name = "native|bf16")]
+    pub expert_dtype: Option<ExpertDtype>,
+    /// Attention, dense MLPs and unembedding: `native` keeps the checkpoint's bf16 (`bf16` is another name for it)
+    /// and is exact, `q8_0` and `q6_0` quantize it [default: native]
+    #[arg(long, value_parser = parse_dense, value_name = "native|bf16|q8_0|q6_0")]
+    pub dense_dtype: Option<DenseDtype>,
+    /// Activations in products with quantized weights: `f32` is the exact reference, `int16` all but equal to it,
+    /// `int8` fastest for prompts; `ossbench fidelity` measures the distance [default: int16]
+    #[arg(long, value_parser = parse_matmul, value_name = "f32|int16|int8")]
+    pub matmul_precision: Option<MatmulPrecision>,
+    /// KV cache [default: that of the activations]
+    #[arg(long, value_parser = parse_kv, value_name = "f32|bf16|q8_0")]
+    pub kv_dtype: Option<KvDtype>,
+    /// Load the first N layers only
+    #[arg(long, value_name = "N")]
+    pub layers: Option<u32>,
+}
+
+impl EngineArgs {
+    /// The precisions of a run: those given, the usual ones elsewhere.
+    pub fn dtypes(&self) -> Dtypes {
+        let exact = Dtypes::default();
+        Dtypes {
+            activation: self.activation_dtype.unwrap_or(exact.activation),
+            expert: self.expert_dtype.unwrap_or(exact.expert),
+            dense: self.dense_dtype.unwrap_or(exact.dense),
+            matmul: self.matmul_precision.unwrap_or(usual_matmul_precision(TargetKind::Engine, "cpu")),
+            kv: self.kv_dtype,
+        }
+    }
+
+    /// What a study's `[target]` says of them.
+    pub fn target(&self) -> TargetTable {
+        TargetTable {
+            activation_dtype: self.activation_dtype,
+            expert_dtype: self.expert_dtype,
+            dense_dtype: self.dense_dtype,
+            matmul_precision: self.matmul_precision,
+            kv_dtype: self.kv_dtype,
+            threads: self.threads,
+            pin_threads: self.pin.then_some(true),
+            ..TargetTable::default()
+        }
+    }
+
+    /// Flags that were given, with their values; a switch has none. For a process that is to do the same, and to
+    /// name what another kind of target refuses.
+    pub fn given(&self) -> Vec<(&'static str, Option<String>)> {
+        let of = |flag: &'static str, value: Option<String>| value.map(|value| (flag, Some(value)));
+        let all = [
+            of("--threads", self.threads.map(|n| n.to_string())),
+            self.pin.then_some(("--pin", None)),
+            of("--activation-dtype", self.activation_dtype.map(|v| word(&ACTIVATIONS, &v))),
+            of("--expert-dtype", self.expert_dtype.map(|v| word(&EXPERTS, &v))),
+            of("--dense-dtype", self.dense_dtype.map(|v| word(&DENSE, &v))),
+            of("--matmul-precision", self.matmul_precision.map(|v| word(&MATMUL, &v))),
+            of("--kv-dtype", self.kv_dtype.map(|v| word(&KV, &v))),
+            of("--layers", self.layers.map(|n| n.to_string())),
+        ];
+        all.into_iter().flatten().collect()
+    }
+}
+
+const ACTIVATIONS: [(&str, ActivationDtype); 2] =
+    [("f32", ActivationDtype::F32), ("bf16", ActivationDtype::Bf16)];
+const EXPERTS: [(&str, ExpertDtype); 2] = [("native", ExpertDtype::Native), ("bf16", ExpertDtype::Bf16)];
+const DENSE: [(&str, DenseDtype); 4] = [
+    ("native", DenseDtype::Native),
+    ("bf16", DenseDtype::Native),
+    ("q8_0", DenseDtype::Q8_0),
+    ("q6_0", DenseDtype::Q6_0),
+];
+const MATMUL: [(&str, MatmulPrecision); 3] =
+    [("f32", MatmulPrecision::F32), ("int16", MatmulPrecision::Int16), ("int8", MatmulPrecision::Int8)];
+const KV: [(&str, KvDtype); 3] = [("f32", KvDtype::F32), ("bf16", KvDtype::Bf16), ("q8_0", KvDtype::Q8_0)];
+
+/// The first word of a value; every value has one.
+fn word<T: PartialEq>(words: &[(&str, T)], value: &T) -> String {
+    words.iter().find(|(_, v)| v == value).map_or("?", |(word, _)| word).to_owned()
+}
+
+fn parse_activation(text: &str) -> Result<ActivationDtype, String> {
+    keyword(text, &ACTIVATIONS)
+}
+
+fn parse_expert(text: &str) -> Result<ExpertDtype, String> {
+    keyword(text, &EXPERTS)
+}
+
+fn parse_dense(text: &str) -> Result<DenseDtype, String> {
+    keyword(text, &DENSE)
+}
+
+fn parse_matmul(text: &str) -> Result<MatmulPrecision, String> {
+    keyword(text, &MATMUL)
+}
+
+fn parse_kv(text: &str) -> Result<KvDtype, String> {
+    keyword(text, &KV)
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::args::{Cli, Command};
+    use clap::Parser;
+
+    #[test]
+    fn given_flags_make_the_same_arguments_again() {
+        let given = |flags: &str| {
+            let line = format!("ossbench generate -m a {flags} text");
+            let Command::Generate(args) = Cli::try_parse_from(line.split_whitespace()).unwrap().command
+            else {
+                panic!("generate")
+            };
+            let words = args.engine.given().into_iter();
+            let words = words.flat_map(|(flag, value)| [Some(flag.to_owned()), value]);
+            (words.flatten().collect::<Vec<_>>().join(" "), args.engine.dtypes())
+        };
+        let all = "--threads 3 --pin --activation-dtype bf16 --expert-dtype bf16 --dense-dtype q6_0 \
+                   --matmul-precision int8 --kv-dtype q8_0 --layers 2";
+        assert_eq!(given(all).0, all);
+        assert_eq!(given("").0, "");
+        assert_eq!(given("--dense-dtype bf16").0, "--dense-dtype native");
+        assert_eq!(given("--matmul-precision int16").1, given("").1);
+        assert_ne!(given("--matmul-precision f32").1, given("").1);
+    }
+}

@@ -1,0 +1,120 @@
+//! How a model's numbers are kept and multiplied, and what is usual where a study does not say.
+//!
+//! Names only; what each means in bytes and in arithmetic is known to the engine.
+
+use super::ModelPlan;
+use crate::spec::{ActivationDtype, DenseDtype, ExpertDtype, KvDtype, MatmulPrecision, TargetKind};
+
+/// The precisions of one model. The default is the exact reference.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Dtypes {
+    pub activation: ActivationDtype,
+    pub expert: ExpertDtype,
+    pub dense: DenseDtype,
+    pub matmul: MatmulPrecision,
+    /// `None`: that of the activations.
+    pub kv: Option<KvDtype>,
+}
+
+impl Default for Dtypes {
+    fn default() -> Self {
+        Self {
+            activation: ActivationDtype::F32,
+            expert: ExpertDtype::Native,
+            dense: DenseDtype::Native,
+            matmul: MatmulPrecision::F32,
+            kv: None,
+        }
+    }
+}
+
+impl ModelPlan {
+    pub fn dtypes(&self) -> Dtypes {
+        Dtypes {
+            activation: self.activation_dtype,
+            expert: self.expert_dtype,
+            dense: self.dense_dtype,
+            matmul: self.matmul_precision,
+            kv: self.kv_dtype,
+        }
+    }
+}
+
+/// Our engine is held to the reference in f32; servers keep their cache in 16 bits unless told otherwise.
+pub(super) fn usual_activations(kind: TargetKind) -> ActivationDtype {
+    if kind == TargetKind::Http { ActivationDtype::Bf16 } else { ActivationDtype::F32 }
+}
+
+/// What is run where neither study nor flags say: on the CPU 16-bit integers, whose distance from f32 is far below
+/// that of the weights' own rounding. What multiplies elsewhere, if anything, is not for us to say.
+pub fn usual_matmul_precision(kind: TargetKind, device: &str) -> MatmulPrecision {
+    match (kind, device) {
+        (TargetKind::Engine, "cpu") => MatmulPrecision::Int16,
+        _ => MatmulPrecision::F32,
+    }
+}
+
+/// For plans of before a key existed, which must keep their hash: what they meant is not written.
+pub(super) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::Plan;
+    use crate::spec::RunSpec;
+
+    fn plan(text: &str) -> Plan {
+        RunSpec::from_toml("t", text).unwrap().resolve().unwrap()
+    }
+
+    #[test]
+    fn a_models_own_precision_comes_before_the_targets() {
+        let plan = plan(
+            "[target]\ndense_dtype = \"q8_0\"\nkv_dtype = \"bf16\"\npin_threads = true\n\
+             [[models]]\nid = \"a\"\n\
+             [[models]]\nid = \"b\"\ndense_dtype = \"bf16\"\nmatmul_precision = \"int8\"\nkv_dtype = \"q8_0\"\n",
+        );
+        let [a, b] = [0, 1].map(|i| plan.models[i].dtypes());
+        assert_eq!(
+            (a.dense, a.matmul, a.kv),
+            (DenseDtype::Q8_0, MatmulPrecision::Int16, Some(KvDtype::Bf16))
+        );
+        assert_eq!(
+            (b.dense, b.matmul, b.kv),
+            (DenseDtype::Native, MatmulPrecision::Int8, Some(KvDtype::Q8_0))
+        );
+        assert!(plan.target.pin_threads);
+        let back: Plan = serde_json::from_str(&serde_json::to_string(&plan).unwrap()).unwrap();
+        assert_eq!((back.hash(), &back), (plan.hash(), &plan));
+    }
+
+    #[test]
+    fn a_plan_of_before_these_keys_keeps_its_hash_and_was_exact() {
+        let exact = plan("[target]\nmatmul_precision = \"f32\"\n[[models]]\nid = \"a\"\n");
+        let mut json = serde_json::to_value(&exact).unwrap();
+        for table in [&json["target"], &json["models"][0]] {
+            for key in ["dense_dtype", "matmul_precision", "kv_dtype", "pin_threads"] {
+                assert!(table.get(key).is_none(), "{key}");
+            }
+        }
+        // As this study was planned, and hashed, before the keys were there.
+        assert_eq!(exact.hash(), HASH_BEFORE);
+        assert_ne!(plan("[[models]]\nid = \"a\"\n").hash(), HASH_BEFORE);
+        json["models"][0]["matmul_precision"] = "int8".into();
+        let fast: Plan = serde_json::from_value(json).unwrap();
+        assert_eq!(fast.models[0].matmul_precision, MatmulPrecision::Int8);
+        assert_ne!(fast.hash(), HASH_BEFORE);
+    }
+
+    const HASH_BEFORE: &str = "da3e1fb49780faff";
+
+    #[test]
+    fn only_the_engine_has_products_of_its_own() {
+        for (kind, expected) in [("engine", "Int16"), ("mock", "F32"), ("null", "F32")] {
+            let plan = plan(&format!("[target]\nkind = \"{kind}\"\n[[models]]\nid = \"a\"\n"));
+            assert_eq!(format!("{:?}", plan.models[0].matmul_precision), expected, "{kind}");
+        }
+    }
+}
