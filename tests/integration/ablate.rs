@@ -198,7 +198,7 @@ fn what_is_not_there_is_listed_with_its_reason_and_not_run() {
     for says in [
         "dequantized experts, f32 activations is left out: the model has no experts to dequantize",
         "fp16 is left out: the engine computes in f32 or bf16",
-        "q8 is left out: the engine has no 8-bit weights",
+        "q8 is left out: experts have no 8-bit format",
     ] {
         assert!(err.contains(says), "no {says:?} in {err}");
     }

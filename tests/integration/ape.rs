@@ -2,6 +2,7 @@
 
 use bench_ape::{ALL_EXPERTS, study};
 use bench_core::metric::Metric;
+use bench_core::plan::Dtypes;
 use bench_core::spec::{ActivationDtype, ExpertDtype};
 use bench_engine::preset;
 use bench_runner::shape::{facts, load_options};
@@ -112,13 +113,14 @@ fn presets_move_what_their_layouts_say() {
         ("llama-3.1-70b", ExpertDtype::Native, None),
     ] {
         let config = preset::config(name).unwrap();
-        let options = load_options(ActivationDtype::Bf16, expert, None);
+        let options =
+            load_options(Dtypes { activation: ActivationDtype::Bf16, expert, ..Dtypes::default() }, None);
         let facts = facts(&config, &options);
         assert!(active.is_none_or(|a| a == facts.active_parameters));
         // One step after a prompt of 1 attends to two positions. Two ways to the same bytes: parts and shares
         // here, a walk over the tensors in the engine.
         let moved = study::limits(&facts, 1, 2, 1e12).value(Metric::BytesPerToken, None).unwrap();
-        let walked = bench_engine::layout::decode_read_bytes(&config, options.expert_dtype);
+        let walked = bench_engine::layout::decode_read_bytes(&config, options.stored());
         let expected = (walked + 2 * facts.kv_bytes_per_token) as f64;
         assert!((moved / expected - 1.0).abs() < 1e-12, "{name}: {moved}, expected {expected}");
         let all = study::limits(&facts, 1, 2, 1e12).value(Metric::BytesPerToken, Some(ALL_EXPERTS));

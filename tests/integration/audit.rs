@@ -1,6 +1,7 @@
 //! Published tables held against arithmetic and physics: the study's, one that is right, and that one with
 //! one thing wrong at a time.
 
+use bench_core::plan::Dtypes;
 use bench_core::row;
 use bench_core::spec::{ActivationDtype, ExpertDtype};
 use bench_report::audit::{BUILT_IN, ColumnMap};
@@ -304,7 +305,10 @@ impl Cells {
 
 /// What a machine gives that reads 1.8 TB/s, and of a mixture only the experts that a token uses.
 fn right() -> Vec<Cells> {
-    let options = load_options(ActivationDtype::Bf16, ExpertDtype::Bf16, None);
+    let options = load_options(
+        Dtypes { activation: ActivationDtype::Bf16, expert: ExpertDtype::Bf16, ..Dtypes::default() },
+        None,
+    );
     let mut rows = Vec::new();
     for model in ["gpt-oss-20b", "qwen3-32b", "yi-34b"] {
         let sizes = facts(&bench_engine::preset::config(model).unwrap(), &options);

@@ -53,7 +53,7 @@ impl Golden {
 fn load(name: &str, activation_dtype: ActivationDtype, expert_dtype: ExpertDtype) -> Model {
     let config = ModelConfig::from_folder(&golden(name)).unwrap();
     let folder = Folder::open(&golden(name)).unwrap();
-    let options = LoadOptions { activation_dtype, expert_dtype, num_layers: None };
+    let options = LoadOptions { activation_dtype, expert_dtype, ..LoadOptions::default() };
     let (layers, mut done) = (config.num_hidden_layers as u64, 0);
     let model = Model::build(config, &folder, &options, &mut |p| {
         assert_eq!((p.total, p.unit), (layers, "layers"));
@@ -375,7 +375,7 @@ fn kv_bytes_follow_windows_and_pages() {
         assert_eq!(sequence.kv_bytes(), row * (2 * 16 + 2 * 512));
         assert_eq!(
             sequence.kv_used_bytes(),
-            bench_engine::layout::kv_bytes(model.config(), 300, size as usize, true)
+            bench_engine::layout::kv_bytes(model.config(), 300, dtype, true)
         );
         sequence.reset();
         assert_eq!((sequence.kv_bytes(), sequence.len()), (0, 0));

@@ -16,7 +16,7 @@ use std::process::Command;
 
 use bench_engine::checkpoint::Folder;
 use bench_engine::config::{ExpertDtype, ModelConfig};
-use bench_engine::{Error, Hooks, LoadOptions, Model, layout};
+use bench_engine::{Error, Hooks, KvDtype, LoadOptions, Model, layout};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
@@ -40,7 +40,8 @@ fn load(folder: &Path) -> Result<(), Error> {
     ModelConfig::from_json(&String::from_utf8_lossy(&text))?;
     let config = ModelConfig::from_folder(folder)?;
     // None of the arithmetic on a valid config may overflow.
-    let (counts, kv) = (layout::parameter_counts(&config), layout::kv_bytes(&config, 1 << 20, 4, true));
+    let (counts, kv) =
+        (layout::parameter_counts(&config), layout::kv_bytes(&config, 1 << 20, KvDtype::F32, true));
     assert!(counts.total > 0 && kv > 0 && layout::weights_bytes(&config, ExpertDtype::Bf16) > 0);
     let weights = Folder::open(folder)?;
     let checked = weights.check(&config);

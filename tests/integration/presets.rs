@@ -7,7 +7,7 @@ use bench_engine::dummy::Dummy;
 use bench_engine::layout::{self, Role};
 use bench_engine::preset;
 use bench_engine::weights::{TensorDtype, WeightSource};
-use bench_engine::{Hooks, LoadOptions, Model};
+use bench_engine::{Hooks, KvDtype, LoadOptions, Model};
 use serde_json::Value;
 
 use crate::checkpoint::golden;
@@ -32,7 +32,7 @@ fn counts_equal_those_of_transformers() {
         let config = preset::config(name).unwrap();
         let counts = layout::parameter_counts(&config);
         let bf16 = ModelConfig { mxfp4: false, ..config.clone() };
-        let kv = |tokens, windowed| layout::kv_bytes(&config, tokens, 2, windowed);
+        let kv = |tokens, windowed| layout::kv_bytes(&config, tokens, KvDtype::Bf16, windowed);
         let far = 1 << 20;
         let ours = [
             ("total", counts.total),
