@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod common;
+
 use std::sync::Arc;
 
 use bench_kernels::attention::{
@@ -12,18 +14,7 @@ use bench_kernels::{Exec, Variant};
 use half::bf16;
 use proptest::prelude::*;
 
-/// Values in −1..1 from a seed (xorshift), so that a failing case is small to print.
-fn values(seed: u64, n: usize) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    (0..n)
-        .map(|_| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            (state >> 40) as f32 / (1 << 23) as f32 - 1.0
-        })
-        .collect()
-}
+use common::values;
 
 /// Heads and their width.
 #[derive(Debug, Clone, Copy)]

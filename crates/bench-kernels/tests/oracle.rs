@@ -2,27 +2,18 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod common;
+
 use std::sync::Arc;
 
-use bench_kernels::matmul::{Bf16Matrix, F32Matrix, Mxfp4Matrix, Weights, matmul_with};
+use bench_kernels::matmul::{Bf16Matrix, F32Matrix, Mxfp4Matrix, Weights};
 use bench_kernels::pool::{Pool, PoolOptions};
 use bench_kernels::product::{self, Input};
 use bench_kernels::{Exec, Variant, mxfp4};
 use half::bf16;
 use proptest::prelude::*;
 
-/// Values in −1..1 from a seed (xorshift), so that a failing case is small to print.
-fn values(seed: u64, n: usize) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    (0..n)
-        .map(|_| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            (state >> 40) as f32 / (1 << 23) as f32 - 1.0
-        })
-        .collect()
-}
+use common::values;
 
 /// The product and, beside it, Σ |x · w|, against which rounding errors are measured.
 fn product(x: &[f32], m: usize, w: &[f32], rows: usize, bias: Option<&[f32]>) -> Vec<(f64, f64)> {
@@ -45,7 +36,8 @@ fn check_product(weights: &Weights<'_>, w: &[f32], m: usize, bias: Option<&[f32]
     let mut compared = 0;
     for variant in Variant::available() {
         let mut out = vec![f32::NAN; m * rows];
-        matmul_with(variant, &x, m, weights, bias, &mut out).unwrap();
+        let exec = Exec::new(variant, Pool::shared());
+        product::product(&exec, Input::F32(&x), m, *weights, bias, &mut out).unwrap();
         for (found, (expected, size)) in out.iter().zip(&expected) {
             assert!(
                 (f64::from(*found) - expected).abs() <= 1e-6 * size,

@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod common;
+
 use std::sync::Arc;
 
 use bench_kernels::matmul::{F32Matrix, Weights};
@@ -14,21 +16,10 @@ use bench_kernels::{Exec, Variant, mxfp4};
 use half::{bf16, f16};
 use proptest::prelude::*;
 
+use common::values;
+
 const FORMATS: [PackedFormat; 3] = [PackedFormat::Mxfp4, PackedFormat::Q8_0, PackedFormat::Q6_0];
 const PRECISIONS: [IntPrecision; 2] = [IntPrecision::Int8, IntPrecision::Int16];
-
-/// Values in −1..1 from a seed (xorshift), so that a failing case is small to print.
-fn values(seed: u64, n: usize) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    (0..n)
-        .map(|_| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            (state >> 40) as f32 / (1 << 23) as f32 - 1.0
-        })
-        .collect()
-}
 
 /// A packed matrix with its memory.
 struct Packed {

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod common;
+
 use bench_kernels::activation::{clamped_swiglu, swiglu};
 use bench_kernels::pool::Pool;
 use bench_kernels::rope::rotate_halves;
@@ -11,16 +13,9 @@ use bench_kernels::{Exec, Variant};
 use half::bf16;
 use proptest::prelude::*;
 
+/// Values in −scale..scale.
 fn values(seed: u64, n: usize, scale: f32) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    (0..n)
-        .map(|_| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            ((state >> 40) as f32 / (1 << 23) as f32 - 1.0) * scale
-        })
-        .collect()
+    common::values(seed, n).into_iter().map(|v| v * scale).collect()
 }
 
 fn near(found: &[f32], expected: impl Iterator<Item = f64>, tolerance: f64) {

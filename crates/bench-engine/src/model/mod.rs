@@ -48,14 +48,6 @@ impl ActivationDtype {
             Self::Bf16 => 2,
         }
     }
-
-    /// What the KV cache holds unless asked otherwise.
-    pub fn kv_dtype(self) -> KvDtype {
-        match self {
-            Self::F32 => KvDtype::F32,
-            Self::Bf16 => KvDtype::Bf16,
-        }
-    }
 }
 
 /// How the matrices of attention and the unembedding are kept.
@@ -145,7 +137,7 @@ impl Model {
             Some(layers) => config.with_layers(layers)?,
             None => config,
         };
-        let kv_dtype = options.kv_dtype.unwrap_or(options.activation_dtype.kv_dtype());
+        let kv_dtype = options.kv();
         kv_dtype.check(config.head_dim).map_err(kernel_error("kv cache"))?;
         let mut loader = load::Loader::new(weights, options, config.num_hidden_layers, progress);
         let transformer = match config.architecture {

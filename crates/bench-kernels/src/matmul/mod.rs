@@ -6,12 +6,10 @@
 mod bf16;
 mod rows;
 
-use crate::error::{Error, Result, check_len};
+use crate::error::{Error, Result};
 use crate::exec::Exec;
 use crate::packed::PackedMatrix;
-use crate::pool::Pool;
-use crate::product::{Group, RowMap};
-use crate::variant::Variant;
+use crate::product::Group;
 use crate::weights::Rows;
 pub use crate::weights::{Bf16Matrix, F32Matrix, Mxfp4Matrix};
 
@@ -46,39 +44,6 @@ impl Weights<'_> {
             Self::Packed(w) => w.cols(),
         }
     }
-}
-
-/// `out[i, j] = Σ_k x[i, k] · w[j, k] + bias[j]` with x `[m, cols]`, w `[rows, cols]`, out `[m, rows]`, in parallel.
-pub fn matmul(x: &[f32], m: usize, w: &Weights<'_>, bias: Option<&[f32]>, out: &mut [f32]) -> Result<()> {
-    matmul_on(&Exec::shared(), x, m, w, bias, out)
-}
-
-/// `matmul` on a chosen instruction set, for tests and measurements.
-pub fn matmul_with(
-    variant: Variant,
-    x: &[f32],
-    m: usize,
-    w: &Weights<'_>,
-    bias: Option<&[f32]>,
-    out: &mut [f32],
-) -> Result<()> {
-    matmul_on(&Exec::new(variant, Pool::shared()), x, m, w, bias, out)
-}
-
-fn matmul_on(
-    exec: &Exec,
-    x: &[f32],
-    m: usize,
-    w: &Weights<'_>,
-    bias: Option<&[f32]>,
-    out: &mut [f32],
-) -> Result<()> {
-    check_len("matmul input", x.len(), m * w.cols())?;
-    check_len("matmul output", out.len(), m * w.rows())?;
-    if let Some(bias) = bias {
-        check_len("matmul bias", bias.len(), w.rows())?;
-    }
-    grouped(exec, x, 1, &|_| Group { w: *w, bias, rows: RowMap::All(m), first: 0 }, out)
 }
 
 /// Products of one shape and format with f32 inputs x `[_, cols]`: group g writes rows `first..` of out `[_, rows]`.
