@@ -6,14 +6,20 @@
 use bench_kernels::attention::{KvBlock, KvDtype, KvPage, KvStore};
 
 use crate::config::{LayerType, ModelConfig};
+#[cfg(feature = "cuda")]
+use crate::cuda::DeviceCache;
 use crate::error::{Error, Result};
 
 /// Positions by which layers grow beyond what was reserved; a smaller window is a single page.
-const PAGE: usize = 256;
+pub(crate) const PAGE: usize = 256;
 
 /// One conversation's state: the keys and values of every layer.
 pub struct Sequence {
+    /// Empty where the caches are a device's.
     layers: Vec<LayerCache>,
+    dtype: KvDtype,
+    #[cfg(feature = "cuda")]
+    device: Option<DeviceCache>,
     len: usize,
     /// Set while a forward pass runs; still set afterwards if it failed in between.
     interrupted: bool,
@@ -21,28 +27,56 @@ pub struct Sequence {
 
 impl Sequence {
     pub(crate) fn new(config: &ModelConfig, dtype: KvDtype) -> Self {
-        let layers = config.layer_types.iter().take(config.num_hidden_layers);
-        let window = |layer: &LayerType| config.sliding_window.filter(|_| *layer == LayerType::Sliding);
-        let layers = layers
-            .map(|layer| LayerCache {
-                window: window(layer),
+        let layers = Slots::of(config)
+            .map(|slots| LayerCache {
+                slots,
                 kv_heads: config.num_key_value_heads,
                 head_dim: config.head_dim,
                 dtype,
-                reserved: PAGE,
                 pages: Vec::new(),
                 len: 0,
             })
             .collect();
-        Self { layers, len: 0, interrupted: false }
+        Self {
+            layers,
+            dtype,
+            #[cfg(feature = "cuda")]
+            device: None,
+            len: 0,
+            interrupted: false,
+        }
+    }
+
+    #[cfg(feature = "cuda")]
+    pub(crate) fn on_device(cache: DeviceCache, dtype: KvDtype) -> Self {
+        Self { layers: Vec::new(), dtype, device: Some(cache), len: 0, interrupted: false }
+    }
+
+    /// The cache on the device.
+    ///
+    /// # Errors
+    /// A sequence of a model on the host.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn device_cache(&mut self) -> Result<&mut DeviceCache> {
+        self.device.as_mut().ok_or(Error::OtherSequence)
+    }
+
+    /// As [`Self::device_cache`], to read.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn device_pages(&self) -> Result<&DeviceCache> {
+        self.device.as_ref().ok_or(Error::OtherSequence)
     }
 
     /// Says how many tokens the sequence will have seen at its end: each layer then takes memory for exactly
     /// those that it keeps, in one page, when its first token comes. More tokens than that take pages. Without
     /// effect once there are tokens.
     pub fn reserve(&mut self, tokens: usize) {
+        #[cfg(feature = "cuda")]
+        if let Some(cache) = &mut self.device {
+            cache.reserve(tokens);
+        }
         for layer in self.layers.iter_mut().filter(|layer| layer.pages.is_empty()) {
-            layer.reserved = tokens.max(1);
+            layer.slots.reserved = tokens.max(1);
         }
     }
 
@@ -52,6 +86,10 @@ impl Sequence {
     /// # Errors
     /// No memory for a page.
     pub fn assume(&mut self, tokens: usize, seed: u64) -> Result<()> {
+        #[cfg(feature = "cuda")]
+        if let Some(cache) = &mut self.device {
+            cache.assume(self.len, tokens, seed)?;
+        }
         let mut state = seed.wrapping_mul(2).wrapping_add(1);
         for layer in &mut self.layers {
             let width = layer.kv_heads * layer.head_dim;
@@ -72,6 +110,10 @@ impl Sequence {
         Ok(())
     }
 
+    pub fn kv_dtype(&self) -> KvDtype {
+        self.dtype
+    }
+
     /// Tokens seen.
     pub fn len(&self) -> usize {
         self.len
@@ -83,20 +125,31 @@ impl Sequence {
 
     /// Bytes allocated for keys and values.
     pub fn kv_bytes(&self) -> u64 {
+        #[cfg(feature = "cuda")]
+        if let Some(cache) = &self.device {
+            return cache.bytes();
+        }
         self.layers.iter().flat_map(|l| &l.pages).map(|page| page.bytes() as u64).sum()
     }
 
     /// Bytes of those that hold the tokens seen.
     pub fn kv_used_bytes(&self) -> u64 {
-        let rows = |l: &LayerCache| l.window.map_or(l.len, |w| l.len.min(w));
-        self.layers.iter().map(|l| (rows(l) * l.row_bytes()) as u64).sum()
+        #[cfg(feature = "cuda")]
+        if let Some(cache) = &self.device {
+            return cache.used_bytes(self.len);
+        }
+        self.layers.iter().map(|l| (l.slots.kept(l.len) * l.row_bytes()) as u64).sum()
     }
 
     /// Forgets all tokens and what was reserved, and frees their memory.
     pub fn reset(&mut self) {
+        #[cfg(feature = "cuda")]
+        if let Some(cache) = &mut self.device {
+            cache.reset();
+        }
         for layer in &mut self.layers {
             layer.pages = Vec::new();
-            layer.reserved = PAGE;
+            layer.slots.reserved = PAGE;
             layer.len = 0;
         }
         (self.len, self.interrupted) = (0, false);
@@ -128,16 +181,62 @@ impl std::fmt::Debug for Sequence {
     }
 }
 
-/// Keys and values of one layer. A position stands in slot `position`, or `position % window` of a ring; slots
+/// Where the positions of a layer stand. A position has slot `position`, or `position % window` of a ring; slots
 /// are numbered through the pages. A ring grows too, so that a window beyond all need costs nothing; its pages have
 /// no more rows than its window together.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Slots {
+    pub(crate) window: Option<usize>,
+    /// Rows of the first page, unless the window is smaller.
+    pub(crate) reserved: usize,
+}
+
+impl Slots {
+    /// One for each layer, with a page's rows reserved.
+    pub(crate) fn of(config: &ModelConfig) -> impl Iterator<Item = Self> + '_ {
+        let layers = config.layer_types.iter().take(config.num_hidden_layers);
+        let window = |layer: &LayerType| config.sliding_window.filter(|_| *layer == LayerType::Sliding);
+        layers.map(move |layer| Self { window: window(layer), reserved: PAGE })
+    }
+
+    fn slot(self, position: usize) -> usize {
+        self.window.map_or(position, |window| position % window)
+    }
+
+    /// Rows that are kept of `tokens` tokens.
+    pub(crate) fn kept(self, tokens: usize) -> usize {
+        self.window.map_or(tokens, |window| tokens.min(window))
+    }
+
+    /// Rows of the first page.
+    pub(crate) fn first_rows(self) -> usize {
+        self.window.map_or(self.reserved, |window| window.min(self.reserved))
+    }
+
+    /// Page and row of a slot.
+    pub(crate) fn place(self, slot: usize) -> (usize, usize) {
+        match slot.checked_sub(self.first_rows()) {
+            None => (0, slot),
+            Some(beyond) => (1 + beyond / PAGE, beyond % PAGE),
+        }
+    }
+
+    /// Rows of page number `page`.
+    pub(crate) fn page_rows(self, page: usize) -> usize {
+        let first = self.first_rows();
+        match page {
+            0 => first,
+            n => self.window.map_or(PAGE, |window| PAGE.min(window - first - (n - 1) * PAGE)),
+        }
+    }
+}
+
+/// Keys and values of one layer.
 pub(crate) struct LayerCache {
-    window: Option<usize>,
+    slots: Slots,
     kv_heads: usize,
     head_dim: usize,
     dtype: KvDtype,
-    /// Rows of the first page, unless the window is smaller.
-    reserved: usize,
     pages: Vec<KvPage>,
     len: usize,
 }
@@ -147,29 +246,8 @@ impl LayerCache {
         2 * self.kv_heads * self.dtype.row_bytes(self.head_dim)
     }
 
-    fn slot(&self, position: usize) -> usize {
-        self.window.map_or(position, |window| position % window)
-    }
-
-    /// Rows of the first page.
-    fn first_rows(&self) -> usize {
-        self.window.map_or(self.reserved, |window| window.min(self.reserved))
-    }
-
-    /// Page and row of a slot.
-    fn place(&self, slot: usize) -> (usize, usize) {
-        match slot.checked_sub(self.first_rows()) {
-            None => (0, slot),
-            Some(beyond) => (1 + beyond / PAGE, beyond % PAGE),
-        }
-    }
-
     fn add_page(&mut self) -> Result<()> {
-        let first = self.first_rows();
-        let rows = match self.pages.len() {
-            0 => first,
-            n => self.window.map_or(PAGE, |window| PAGE.min(window - first - (n - 1) * PAGE)),
-        };
+        let rows = self.slots.page_rows(self.pages.len());
         self.pages.push(KvPage::new(self.dtype, self.kv_heads, self.head_dim, rows)?);
         Ok(())
     }
@@ -181,9 +259,9 @@ impl LayerCache {
     pub(crate) fn append(&mut self, k: &[f32], v: &[f32]) -> Result<()> {
         let width = self.kv_heads * self.head_dim;
         let tokens = k.len() / width;
-        let skip = self.window.map_or(0, |w| tokens.saturating_sub(w));
+        let skip = self.slots.window.map_or(0, |w| tokens.saturating_sub(w));
         for token in skip..tokens {
-            let (page, row) = self.place(self.slot(self.len + token));
+            let (page, row) = self.slots.place(self.slots.slot(self.len + token));
             while self.pages.len() <= page {
                 self.add_page()?;
             }
@@ -196,7 +274,7 @@ impl LayerCache {
 
     /// Position of the oldest row.
     fn oldest(&self) -> usize {
-        self.window.map_or(0, |window| self.len.saturating_sub(window))
+        self.slots.window.map_or(0, |window| self.len.saturating_sub(window))
     }
 
     /// Number of blocks: one for each page, and where a ring begins inside a page, one more for the rows before it.
@@ -204,15 +282,15 @@ impl LayerCache {
         if self.len == 0 {
             return 0;
         }
-        let (_, row) = self.place(self.slot(self.oldest()));
+        let (_, row) = self.slots.place(self.slots.slot(self.oldest()));
         self.pages.len() + usize::from(row > 0)
     }
 
     /// Blocks are in the order of their positions.
     fn block(&self, index: usize) -> KvBlock<'_> {
         let oldest = self.oldest();
-        let start = self.slot(oldest);
-        let (first, row) = self.place(start);
+        let start = self.slots.slot(oldest);
+        let (first, row) = self.slots.place(start);
         let at = (first + index) % self.pages.len();
         let page = &self.pages[at];
         let (from, to) = match index {
@@ -222,10 +300,10 @@ impl LayerCache {
         };
         let slot = match at {
             0 => from,
-            n => self.first_rows() + (n - 1) * PAGE + from,
+            n => self.slots.first_rows() + (n - 1) * PAGE + from,
         };
         // A ring that wraps is full: its slots follow each other round and round.
-        let behind = if slot >= start { slot - start } else { slot + self.window.unwrap_or(0) - start };
+        let behind = if slot >= start { slot - start } else { slot + self.slots.window.unwrap_or(0) - start };
         let first_position = oldest + behind;
         KvBlock { page, first_row: from, first_position, len: (to - from).min(self.len - first_position) }
     }
@@ -253,11 +331,10 @@ mod tests {
 
     fn layer(window: Option<usize>) -> LayerCache {
         LayerCache {
-            window,
+            slots: Slots { window, reserved: PAGE },
             kv_heads: 2,
             head_dim: 1,
             dtype: KvDtype::F32,
-            reserved: PAGE,
             pages: Vec::new(),
             len: 0,
         }
@@ -321,7 +398,7 @@ mod tests {
         for window in [None, Some(16), Some(100), Some(PAGE + 300)] {
             for reserved in [1, 15, 16, 17, 143, 600] {
                 let mut cache = layer(window);
-                cache.reserved = reserved;
+                cache.slots.reserved = reserved;
                 for tokens in [1, reserved - 1] {
                     append(&mut cache, tokens);
                     assert_eq!(rows(&cache), [window.map_or(reserved, |w| w.min(reserved))]);

@@ -9,7 +9,9 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::time::Instant;
 
-use bench_kernels::attention::{Attention, AttentionScratch, KvBlock, KvDtype, KvPage, Qkv, Span, attention};
+use bench_kernels::attention::{
+    Attention, AttentionScratch, KvBlock, KvDtype, KvPage, Products, Qkv, Span, attention,
+};
 use bench_kernels::pool::{Pool, PoolOptions};
 use bench_kernels::{Exec, Variant, bandwidth};
 
@@ -53,27 +55,24 @@ fn main() {
         exec.variant().name()
     );
     for model in &MODELS {
-        for dtype in [KvDtype::Bf16, KvDtype::Q8_0, KvDtype::F32] {
+        for path in PATHS {
+            let name = format!("{:12} {:5} {:6}", model.name, path.0.name(), format!("{:?}", path.1));
             for past in [128, 2048, 8192, 32_768] {
-                let (seconds, bytes) = run(&exec, model, dtype, 1, past);
+                let (seconds, bytes) = run(&exec, model, path, 1, past);
                 let rate = bytes as f64 / seconds / 1e9;
+                let of_read = rate / bandwidth;
                 println!(
-                    "{:12} {:5} decode, {past:6} keys: {:8.3} ms, {rate:5.1} GB/s, {:4.2} of read",
-                    model.name,
-                    dtype.name(),
-                    seconds * 1e3,
-                    rate / bandwidth
+                    "{name} decode, {past:6} keys: {:8.3} ms, {rate:5.1} GB/s, {of_read:4.2} of read",
+                    seconds * 1e3
                 );
             }
             for past in [0, 3584] {
-                let (seconds, _) = run(&exec, model, dtype, 512, past);
+                let (seconds, _) = run(&exec, model, path, 512, past);
                 // What a causal mask leaves.
                 let pairs = (1..=512).map(|i| past + i).sum::<usize>();
                 let rate = 4.0 * (model.heads * model.head_dim * pairs) as f64 / seconds / 1e9;
                 println!(
-                    "{:12} {:5} prefill, 512 on {:4} keys: {:6.1} ms, {rate:5.0} GFLOP/s, {:4.2} of f32 peak",
-                    model.name,
-                    dtype.name(),
+                    "{name} prefill, 512 on {:4} keys: {:6.1} ms, {rate:5.0} GFLOP/s, {:4.2} of f32 peak",
                     past + 512,
                     seconds * 1e3,
                     rate / peak
@@ -84,27 +83,37 @@ fn main() {
     println!("read bandwidth at the end: {:.1} GB/s", read());
 }
 
+/// Caches and what is multiplied with them.
+const PATHS: [(KvDtype, Products); 6] = [
+    (KvDtype::Bf16, Products::F32),
+    (KvDtype::Bf16, Products::Bits16),
+    (KvDtype::Q8_0, Products::F32),
+    (KvDtype::Q8_0, Products::Bits16),
+    (KvDtype::Q8_0, Products::Bits8),
+    (KvDtype::F32, Products::F32),
+];
+
 /// One core on one KV head out of its own cache: arithmetic alone, in runs of milliseconds, which neighbours spare
 /// more often than long ones.
 fn core() {
     let exec = Exec::serial(Variant::active());
     for model in &MODELS {
         let model = Model { name: model.name, heads: model.heads / 8, kv_heads: 1, head_dim: model.head_dim };
-        for (dtype, (queries, past)) in [KvDtype::Bf16, KvDtype::Q8_0, KvDtype::F32]
-            .into_iter()
-            .flat_map(|dtype| [(1, 512), (1, 2048), (64, 2048)].map(|shape| (dtype, shape)))
+        for (path, (queries, past)) in
+            PATHS.into_iter().flat_map(|path| [(1, 512), (1, 2048), (64, 2048)].map(|shape| (path, shape)))
         {
             let (mut seconds, mut peak) = (f64::INFINITY, 0.0);
             for _ in 0..4 {
-                seconds = run(&exec, &model, dtype, queries, past).0.min(seconds);
+                seconds = run(&exec, &model, path, queries, past).0.min(seconds);
                 peak = self::peak(&exec).max(peak);
             }
             let pairs = (1..=queries).map(|i| past + i).sum::<usize>();
             let rate = 4.0 * (model.heads * model.head_dim * pairs) as f64 / seconds / 1e9;
             println!(
-                "{:12} {:5} {queries:2} on {past:4} keys: {:7.3} ms, {rate:5.1} GFLOP/s, {:4.2} of the peak {peak:.0}",
+                "{:12} {:5} {:6} {queries:2} on {past:4} keys: {:7.3} ms, {rate:5.1} GFLOP/s, {:4.2} of the f32 peak {peak:.0}",
                 model.name,
-                dtype.name(),
+                path.0.name(),
+                format!("{:?}", path.1),
                 seconds * 1e3,
                 rate / peak
             );
@@ -113,7 +122,13 @@ fn core() {
 }
 
 /// Seconds of one call, and bytes of keys and values that it reads from the cache.
-fn run(exec: &Exec, model: &Model, dtype: KvDtype, queries: usize, past: usize) -> (f64, usize) {
+fn run(
+    exec: &Exec,
+    model: &Model,
+    (dtype, products): (KvDtype, Products),
+    queries: usize,
+    past: usize,
+) -> (f64, usize) {
     let Model { heads, kv_heads, head_dim, .. } = *model;
     let width = kv_heads * head_dim;
     let row: Vec<f32> = (0..width).map(|i| ((i * 7919) % 1009) as f32 / 504.0 - 1.0).collect();
@@ -133,7 +148,7 @@ fn run(exec: &Exec, model: &Model, dtype: KvDtype, queries: usize, past: usize) 
     let k = vec![0.1; queries * width];
     let rows = Qkv { q: &q, k: &k, v: &k };
     let scale = 1.0 / (head_dim as f32).sqrt();
-    let args = Attention { heads, kv_heads, head_dim, scale, window: None, sinks: None };
+    let args = Attention { heads, kv_heads, head_dim, scale, window: None, sinks: None, products };
     let (mut out, mut scratch) = (vec![0.0; q.len()], AttentionScratch::default());
     let repeats = match (queries, kv_heads) {
         (1, 1) => 2000,

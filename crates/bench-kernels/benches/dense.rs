@@ -65,6 +65,7 @@ fn sum(words: &[u64]) -> u64 {
 }
 
 /// Operations a second of a loop that stays in registers.
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 fn peak(exec: &Exec, run: fn(usize) -> f64) -> f64 {
     const STEPS: usize = 200_000;
     let operations = std::sync::Mutex::new(0.0);

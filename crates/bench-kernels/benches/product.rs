@@ -1,7 +1,7 @@
 //! Products with packed weights at gpt-oss-20b shapes, beside what the machine can do at most, on all cores or
 //! `RAYON_NUM_THREADS`.
 //!
-//! `cargo bench -p bench-kernels --bench product`
+//! `cargo bench -p bench-kernels --bench product -- [stream] [part of a name …]`; `stream`: nothing but few rows
 
 #![allow(clippy::print_stdout, clippy::unwrap_used, unsafe_code)]
 
@@ -137,7 +137,8 @@ fn main() {
         ("unembed-q8", PackedFormat::Q8_0, 3, 25136, 2880),
         ("qkv-q6", PackedFormat::Q6_0, 10, 5120, 2880),
     ] {
-        if !wanted.is_empty() && !wanted.iter().any(|part| name.contains(part.as_str())) {
+        let mut parts = wanted.iter().filter(|part| *part != "stream").peekable();
+        if parts.peek().is_some() && !parts.any(|part| name.contains(part.as_str())) {
             continue;
         }
         let weights = Experts::new(format, experts, rows, cols);
@@ -145,14 +146,23 @@ fn main() {
             for precision in [IntPrecision::Int8, IntPrecision::Int16] {
                 print!("{name:10} {precision:5?} {} threads:", exec.threads());
                 stream(&exec, &weights, precision);
-                compute(&exec, &weights, precision);
+                if !wanted.iter().any(|part| part == "stream") {
+                    compute(&exec, &weights, precision);
+                }
+                println!();
             }
         }
     }
 }
 
-/// One row with an expert that is not in cache, beside reading the codes of one.
+/// Few rows with an expert that is not in cache, beside reading the codes of one.
 fn stream(exec: &Exec, weights: &Experts, precision: IntPrecision) {
+    for m in [1, 2, 8] {
+        stream_rows(exec, weights, precision, m);
+    }
+}
+
+fn stream_rows(exec: &Exec, weights: &Experts, precision: IntPrecision, m: usize) {
     let turn = Cell::new(0);
     let next = || {
         turn.set((turn.get() + 1) % weights.n);
@@ -160,9 +170,9 @@ fn stream(exec: &Exec, weights: &Experts, precision: IntPrecision) {
     };
     let bytes = weights.codes.len() / weights.n;
     let codes = |expert: usize| &weights.codes[expert * bytes..][..bytes];
-    weights.product(exec, weights.rows, 1, precision, |run| {
+    weights.product(exec, weights.rows, m, precision, |run| {
         let [product, plain, ahead] = best(
-            300,
+            100,
             [
                 &mut || run(next()),
                 &mut || {
@@ -173,7 +183,7 @@ fn stream(exec: &Exec, weights: &Experts, precision: IntPrecision) {
         );
         let speed = (bytes + weights.scales.len() / weights.n) as f64 / product / 1e9;
         let limit = bytes as f64 / plain.min(ahead) / 1e9;
-        print!(" m=1 {speed:5.1} GB/s of {limit:5.1} ({:.2})", speed / limit);
+        print!(" m={m} {speed:5.1} GB/s of {limit:5.1} ({:.2})", speed / limit);
     });
 }
 
@@ -193,5 +203,5 @@ fn compute(exec: &Exec, weights: &Experts, precision: IntPrecision) {
             print!("  m={m} {:.0} ({:.2})", rate / 1e9, rate / peak);
         });
     }
-    println!(" Gop/s of {:.0}", top / 1e9);
+    print!(" Gop/s of {:.0}", top / 1e9);
 }

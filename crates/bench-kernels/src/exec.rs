@@ -49,21 +49,12 @@ impl Exec {
     }
 
     /// As [`Exec::run`], for tasks that read memory one after the other: a thread takes neighbours together, so that
-    /// its stream goes on, and single ones at the end, so that threads end together. What a task computes must not
-    /// depend on who else runs.
+    /// its stream goes on, many at first and single ones at the end, so that threads end together. What a task
+    /// computes must not depend on who else runs.
     pub fn run_streams(&self, tasks: usize, task: impl Fn(usize) + Sync) {
-        /// Neighbours at most.
-        const STRETCH: usize = 8;
-        let stretch = (tasks / (4 * self.threads())).clamp(1, STRETCH);
-        let long = tasks.saturating_sub(self.threads() * stretch) / stretch;
-        let single = tasks - long * stretch;
-        self.run(long + single, |i| {
-            if i < long {
-                (i * stretch..(i + 1) * stretch).for_each(&task);
-            } else {
-                task(long * stretch + i - long);
-            }
-        });
+        let threads = self.threads();
+        let stretches = Stretches { tasks, threads };
+        self.run(stretches.count(), |i| stretches.get(i).for_each(&task));
     }
 
     /// Calls `task` on consecutive ranges that cover `0..n` and begin at multiples of `step`. What n steps cost in
@@ -79,6 +70,48 @@ impl Exec {
     }
 }
 
+/// Tasks in stretches of neighbours: each thread gets a half of its share of what is left, until that is one task.
+#[derive(Debug, Clone, Copy)]
+struct Stretches {
+    tasks: usize,
+    threads: usize,
+}
+
+impl Stretches {
+    /// Rounds of one stretch for each thread, as the first task and the stretch's length; the last has length one and
+    /// all that is left.
+    fn rounds(self) -> impl Iterator<Item = (usize, usize)> {
+        let mut first = 0;
+        let mut is_last = false;
+        std::iter::from_fn(move || {
+            if is_last {
+                return None;
+            }
+            let len = ((self.tasks - first) / (2 * self.threads)).max(1);
+            is_last = len == 1;
+            let round = (first, len);
+            first += len * self.threads;
+            Some(round)
+        })
+    }
+
+    fn count(self) -> usize {
+        self.rounds().map(|(first, len)| if len == 1 { self.tasks - first } else { self.threads }).sum()
+    }
+
+    fn get(self, i: usize) -> Range<usize> {
+        let mut round = 0;
+        for (first, len) in self.rounds() {
+            if len == 1 || i < round + self.threads {
+                let start = first + (i - round) * len;
+                return start..start + len;
+            }
+            round += self.threads;
+        }
+        0..0
+    }
+}
+
 impl Default for Exec {
     fn default() -> Self {
         Self::shared()
@@ -91,6 +124,19 @@ mod tests {
 
     use super::*;
     use crate::pool::PoolOptions;
+
+    #[test]
+    fn stretches_become_shorter() {
+        let of = |tasks, threads| {
+            let stretches = Stretches { tasks, threads };
+            (0..stretches.count()).map(|i| stretches.get(i)).collect::<Vec<_>>()
+        };
+        assert_eq!(of(20, 2), [0..5, 5..10, 10..12, 12..14, 14..15, 15..16, 16..17, 17..18, 18..19, 19..20]);
+        assert_eq!(of(3, 8), [0..1, 1..2, 2..3]);
+        assert!(of(0, 2).is_empty());
+        let long = of(1000, 3);
+        assert!(long.is_sorted_by(|a, b| a.end == b.start && a.len() >= b.len()) && long[0].len() == 166);
+    }
 
     #[test]
     fn streams_take_every_task_once() {

@@ -1,6 +1,6 @@
 //! Vectors of f32 lanes: the few operations that the kernels are written in.
 //!
-//! `Portable` is plain Rust, the others are x86 intrinsics. All methods must be inlined into a function that
+//! `Portable` is plain Rust, the others are intrinsics of x86 and ARM. All methods must be inlined into a function that
 //! enables the instructions they use, which `dispatch!` does.
 
 use half::{bf16, f16};
@@ -57,7 +57,12 @@ pub(crate) fn prefetch(at: *const u8) {
     unsafe {
         std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(at.cast());
     }
-    #[cfg(not(target_arch = "x86_64"))]
+    // SAFETY: a hint; addresses outside of memory are ignored.
+    #[cfg(target_arch = "aarch64")]
+    unsafe {
+        std::arch::asm!("prfm pldl1keep, [{}]", in(reg) at, options(readonly, nostack, preserves_flags));
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     let _ = at;
 }
 
@@ -174,8 +179,13 @@ impl Lanes for Portable {
     }
 }
 
+#[cfg(target_arch = "aarch64")]
+pub(crate) use neon::{F32x4x2, both};
 #[cfg(target_arch = "x86_64")]
 pub(crate) use x86::{F32x8, F32x16};
+
+#[cfg(target_arch = "aarch64")]
+mod neon;
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {

@@ -16,7 +16,7 @@ pub enum PeakKind {
     F32,
     /// `vdpbf16ps`: products of bf16, sums in f32.
     Bf16,
-    /// `vpdpbusd`, on AVX2 `vpmaddubsw` and two more: products of bytes, sums in i32.
+    /// `vpdpbusd`, on AVX2 `vpmaddubsw` and two more, on NEON `sdot`: products of bytes, sums in i32.
     Int8,
 }
 
@@ -78,6 +78,10 @@ fn spin_loop(variant: Variant, kind: PeakKind) -> Option<SpinLoop> {
     if let Some(spin) = x86::spin_loop(variant, kind) {
         return Some(spin);
     }
+    #[cfg(target_arch = "aarch64")]
+    if let Some(spin) = neon::spin_loop(variant, kind) {
+        return Some(spin);
+    }
     match (variant, kind) {
         (Variant::Scalar, PeakKind::F32) => Some(SpinLoop { run: portable_f32, operations: 2 * 32 }),
         _ => None,
@@ -95,6 +99,9 @@ fn portable_f32(rounds: u64) {
     }
     black_box(sums);
 }
+
+#[cfg(target_arch = "aarch64")]
+mod neon;
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {

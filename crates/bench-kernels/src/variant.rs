@@ -15,16 +15,19 @@ pub enum Variant {
     Avx2,
     /// AVX-512 F, BW, VL, DQ and VNNI.
     Avx512,
+    /// NEON of 64-bit ARM.
+    Neon,
 }
 
 impl Variant {
-    const ALL: [Self; 3] = [Self::Scalar, Self::Avx2, Self::Avx512];
+    const ALL: [Self; 4] = [Self::Scalar, Self::Avx2, Self::Avx512, Self::Neon];
 
     pub fn name(self) -> &'static str {
         match self {
             Self::Scalar => "scalar",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
+            Self::Neon => "neon",
         }
     }
 
@@ -75,10 +78,20 @@ impl Variant {
                     && is_x86_feature_detected!("avx512vnni")
                     && is_x86_feature_detected!("f16c")
             }
+            Self::Neon => false,
         }
     }
 
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(target_arch = "aarch64")]
+    pub(crate) fn is_supported(self) -> bool {
+        match self {
+            Self::Scalar => true,
+            Self::Neon => std::arch::is_aarch64_feature_detected!("neon"),
+            Self::Avx2 | Self::Avx512 => false,
+        }
+    }
+
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     pub(crate) fn is_supported(self) -> bool {
         self == Self::Scalar
     }
@@ -93,6 +106,12 @@ impl Variant {
     #[cfg(not(target_arch = "x86_64"))]
     pub fn has_bf16(self) -> bool {
         false
+    }
+
+    /// Whether this variant sums products of bytes by `sdot`, which most ARM processors have from 2018 on.
+    #[cfg(target_arch = "aarch64")]
+    pub(crate) fn has_dot_product(self) -> bool {
+        self == Self::Neon && self.is_supported() && std::arch::is_aarch64_feature_detected!("dotprod")
     }
 }
 
@@ -112,6 +131,12 @@ macro_rules! dispatch {
                 // SAFETY: as above.
                 unsafe { $body::<$crate::lanes::F32x8 $(, $g)?>($($arg),*) }
             }
+            #[cfg(target_arch = "aarch64")]
+            #[target_feature(enable = "neon")]
+            fn neon $(<$g: $bound>)? ($($arg: $ty),*) {
+                // SAFETY: as above.
+                unsafe { $body::<$crate::lanes::F32x4x2 $(, $g)?>($($arg),*) }
+            }
             match variant {
                 // SAFETY: the guard asks the processor (the answer is cached).
                 #[cfg(target_arch = "x86_64")]
@@ -119,6 +144,9 @@ macro_rules! dispatch {
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
                 $crate::Variant::Avx2 if variant.is_supported() => unsafe { avx2($($arg),*) },
+                // SAFETY: as above.
+                #[cfg(target_arch = "aarch64")]
+                $crate::Variant::Neon if variant.is_supported() => unsafe { neon($($arg),*) },
                 // SAFETY: portable lanes need no feature.
                 _ => unsafe { $body::<$crate::lanes::Portable $(, $g)?>($($arg),*) },
             }
@@ -136,5 +164,7 @@ mod tests {
         let error = Variant::parse("sse9").unwrap_err().to_string();
         assert!(error.contains("\"sse9\"") && error.contains("scalar"), "{error}");
         assert_eq!(Variant::parse("scalar"), Ok(Variant::Scalar));
+        assert_eq!(Variant::parse("neon").is_ok(), cfg!(target_arch = "aarch64"));
+        assert_eq!(Variant::parse("avx2").is_ok(), Variant::Avx2.is_supported());
     }
 }

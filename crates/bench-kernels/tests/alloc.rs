@@ -26,12 +26,16 @@ fn a_thousand_jobs_on_a_warm_pool_allocate_nothing() -> Result<(), bench_kernels
     };
     jobs(100);
     heap::reset_peak();
-    let before = heap::live_bytes();
+    let before = heap::peak_bytes();
     jobs(1000);
-    // Anything allocated in between, and be it freed at once, would have raised the peak.
-    assert_eq!((heap::live_bytes(), heap::peak_bytes()), (before, before));
+    // Anything allocated in between, and be it freed at once, would have raised the peak. What started this test may
+    // still be freeing what that took, on a slow machine.
+    assert_eq!(heap::peak_bytes(), before);
+    assert!(heap::live_bytes() <= before);
     assert_eq!(sum.into_inner(), 1100 * 21);
 
+    heap::reset_peak();
+    let before = heap::peak_bytes();
     let kept = std::hint::black_box(vec![1_u8; 100]);
     assert_eq!(heap::peak_bytes(), before + 100);
     drop(kept);

@@ -1,12 +1,14 @@
 //! Attention of the sequences of a forward pass, each over its own cache; nothing is padded.
 
-use bench_kernels::attention::{Attention, AttentionScratch, Qkv, attention, probabilities};
+use bench_kernels::attention::{
+    Attention, AttentionScratch, KvDtype, Products, Qkv, attention, probabilities,
+};
 use candle_core::DType;
 
 use crate::cache::LayerCaches;
 use crate::error::Result;
 use crate::hooks::Site;
-use crate::model::Step;
+use crate::model::{MatmulPrecision, Step};
 use crate::ops::rows::Rows;
 use crate::ops::{kernel_error, tensor};
 
@@ -36,6 +38,7 @@ impl LayerAttention<'_> {
             scale: 1.0 / (self.head_dim as f32).sqrt(),
             window: self.window,
             sinks: self.sinks,
+            products: products(step),
         };
         let out = out.reshape(rows.q.len() / (self.heads * self.head_dim), self.heads * self.head_dim);
         let caches = LayerCaches { sequences: &*step.sequences, layer: self.layer };
@@ -68,5 +71,17 @@ impl LayerAttention<'_> {
             step.hooks.at(site, probs)?;
         }
         Ok(())
+    }
+}
+
+/// Queries and probabilities are rounded as what they are multiplied with already is, unless all is to be exact; a
+/// cache in f32 asks for that too. Activations in bf16 make queries that rounding leaves as they are.
+fn products(step: &Step<'_, '_, '_>) -> Products {
+    match step.sequences.first().map(|s| s.kv_dtype()) {
+        None | Some(KvDtype::F32) => Products::F32,
+        Some(KvDtype::Bf16) if step.bf16 => Products::Bits16,
+        Some(_) if step.precision == MatmulPrecision::F32 => Products::F32,
+        Some(KvDtype::Q8_0) if step.precision == MatmulPrecision::Int8 => Products::Bits8,
+        Some(_) => Products::Bits16,
     }
 }

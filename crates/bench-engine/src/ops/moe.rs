@@ -150,12 +150,20 @@ impl Router {
         }
         let value = Tensor::from_slice(chosen, (tokens, self.experts_per_token), &Device::Cpu)?;
         let value = step.hooks.at(site, value)?.flatten_all()?.to_vec1::<u32>()?;
-        if let Some(bad) = value.iter().find(|&&e| e as usize >= self.experts) {
-            let problem = format!("expert {bad} chosen, expected below {}", self.experts);
-            return Err(Error::InvalidModel { what: format!("router.{}", self.layer), problem });
-        }
+        check_experts(&value, self.experts, self.layer)?;
         chosen.copy_from_slice(&value);
         Ok(())
+    }
+}
+
+/// Refuses experts that a hook chose and that `layer` does not have.
+pub(crate) fn check_experts(chosen: &[u32], experts: usize, layer: usize) -> Result<()> {
+    match chosen.iter().find(|&&e| e as usize >= experts) {
+        None => Ok(()),
+        Some(bad) => Err(Error::InvalidModel {
+            what: format!("router.{layer}"),
+            problem: format!("expert {bad} chosen, expected below {experts}"),
+        }),
     }
 }
 

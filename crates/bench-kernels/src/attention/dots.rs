@@ -1,20 +1,20 @@
-//! Panels over a bf16 cache for queries that are bf16 too, by dot products of bf16 pairs (AVX-512 BF16).
+//! Panels over bf16 keys and values, by dot products of bf16 pairs (AVX-512 BF16).
 //!
-//! Scores are then as exact as in f32. Probabilities are rounded to bf16, as the values are and the output will be;
-//! the sum that divides them is that of the rounded ones.
+//! Queries are rounded to bf16, as keys are; probabilities too, as values are, and the sum that divides them is that
+//! of the rounded ones. Nothing is computed in f32 here but what is between the products.
 
 use std::ops::Range;
 
 use half::bf16;
 
-use super::kernel::{self, Shape};
-use super::task::{KEYS, PANEL};
-use crate::variant::Variant;
+use super::kernel::Shape;
+use super::task::PANEL;
 
 /// A panel over whole tiles of a bf16 cache.
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 pub(super) struct Panel {
     pub(super) shape: Shape,
-    /// As in [`kernel::Source::Bf16`].
+    /// As in [`super::kernel::Source::Bf16`].
     pub(super) k: *const bf16,
     pub(super) v: *const bf16,
     /// Pairs of elements of the queries `[d / 2, PANEL]`, not scaled.
@@ -32,28 +32,33 @@ pub(super) struct Panel {
     pub(super) lanes: [(usize, usize); PANEL],
 }
 
-/// Whether the processor has the instructions.
-pub(super) fn available(variant: Variant) -> bool {
-    #[cfg(target_arch = "x86_64")]
-    {
-        variant == Variant::Avx512 && variant.is_supported() && is_x86_feature_detected!("avx512bf16")
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    {
-        let _ = variant;
-        false
+/// Takes a query into `pairs` `[d / 2]` with `PANEL` between them.
+pub(super) fn put_query(q: &[f32], pairs: &mut [f32]) {
+    for (q, to) in q.chunks_exact(2).zip(pairs.iter_mut().step_by(PANEL)) {
+        *to = f32::from_bits(nearest(q[0]) | nearest(q[1]) << 16);
     }
 }
 
-/// Takes a query into `pairs` `[d / 2]` with `PANEL` between them; false if it is not bf16.
-pub(super) fn put_query(q: &[f32], pairs: &mut [f32]) -> bool {
-    let mut beyond = 0;
-    for (q, to) in q.chunks_exact(2).zip(pairs.iter_mut().step_by(PANEL)) {
-        let (first, second) = (q[0].to_bits(), q[1].to_bits());
-        beyond |= (first | second) & 0xffff;
-        *to = f32::from_bits(first >> 16 | second & 0xffff_0000);
+/// The bits of the nearest bf16. Without a branch, since it is taken for each query of each task.
+fn nearest(v: f32) -> u32 {
+    let bits = v.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
+    if v.is_nan() { 0x7fc0 } else { rounded }
+}
+
+/// Rounds a piece that was unpacked, keys `[d, KEYS]` and values `[KEYS, d]`, to the layout of a bf16 page: as many
+/// tiles as `rows` need, values of a last odd row beside a row of zeros.
+///
+/// # Safety
+/// AVX-512 BF16; `d` is a multiple of 32, and there is room for KEYS rows.
+pub(super) unsafe fn round(k: &[f32], v: &mut [f32], d: usize, rows: usize, to: (*mut bf16, *mut bf16)) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: the caller's.
+    unsafe {
+        x86::round(k, v, d, rows, to);
     }
-    beyond == 0
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (k, v, d, rows, to);
 }
 
 /// # Safety
@@ -74,11 +79,48 @@ mod x86 {
     #[allow(clippy::wildcard_imports)]
     use std::arch::x86_64::*;
 
-    use super::{KEYS, PANEL, Panel, kernel};
-    use crate::attention::kernel::AHEAD_BYTES;
-    use crate::attention::lanes::AttentionLanes;
+    use half::bf16;
+
+    use super::{PANEL, Panel};
+    use crate::attention::exp2::{self, Exp};
+    use crate::attention::lanes::exp;
     use crate::attention::page::TILE;
-    use crate::lanes::{F32x16, Lanes};
+    use crate::attention::task::KEYS;
+
+    /// How far scores may lie above the maximum that the sums stand under: e^8 costs f32 and bf16 nothing, and nearly
+    /// all later pieces need no other maximum.
+    const HEADROOM: f32 = 8.0;
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma")]
+    pub(super) unsafe fn round(
+        k: &[f32],
+        v: &mut [f32],
+        d: usize,
+        rows: usize,
+        (to_k, to_v): (*mut bf16, *mut bf16),
+    ) {
+        for at in 0..rows.div_ceil(TILE) * (d / 2) {
+            let (tile, pair) = (at / (d / 2), at % (d / 2));
+            let from = &k[2 * pair * KEYS + tile * TILE..][..KEYS + TILE];
+            // SAFETY: two rows of 16 keys; 32 numbers of the tile.
+            unsafe {
+                let (a, b) = (_mm512_loadu_ps(from.as_ptr()), _mm512_loadu_ps(from.as_ptr().add(KEYS)));
+                let pairs = _mm512_or_si512(words(a), _mm512_slli_epi32::<16>(words(b)));
+                _mm512_storeu_si512(to_k.add(tile * TILE * d + pair * 2 * TILE).cast(), pairs);
+            }
+        }
+        let even = rows.next_multiple_of(2);
+        v[rows * d..even * d].fill(0.0);
+        for at in (0..even * d).step_by(2 * TILE) {
+            let from = &v[at..][..2 * TILE];
+            // SAFETY: 32 numbers on both sides.
+            unsafe {
+                let (a, b) = (_mm512_loadu_ps(from.as_ptr()), _mm512_loadu_ps(from.as_ptr().add(TILE)));
+                let bits = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(b, a));
+                _mm512_storeu_si512(to_v.add(at).cast(), bits);
+            }
+        }
+    }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma")]
     pub(super) unsafe fn attend(panel: &Panel) {
@@ -90,6 +132,16 @@ mod x86 {
                 5..=6 => rows::<6>(panel),
                 _ => rows::<8>(panel),
             }
+        }
+    }
+
+    /// Numbers rounded to bf16, in the low halves of words.
+    #[inline(always)]
+    unsafe fn words(v: __m512) -> __m512i {
+        // SAFETY: the instructions are enabled; any bits are 16 words.
+        unsafe {
+            let halves = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(v));
+            _mm512_cvtepu16_epi32(halves)
         }
     }
 
@@ -137,8 +189,8 @@ mod x86 {
                 let mut sums = [[_mm512_setzero_ps(); 2]; R];
                 for pair in 0..panel.shape.d / 2 {
                     let (a, b) = (first.add(pair * 4 * TILE), second.add(pair * 4 * TILE));
-                    F32x16::prefetch(a.wrapping_add(AHEAD_BYTES));
-                    F32x16::prefetch(b.wrapping_add(AHEAD_BYTES));
+                    exp2::prefetch(a);
+                    exp2::prefetch(b);
                     let (a, b) = (load(a), load(b));
                     for (row, sums) in sums.iter_mut().enumerate() {
                         let q = splat(panel.q.add(pair * PANEL + row));
@@ -167,14 +219,19 @@ mod x86 {
             if lanes.is_empty() {
                 return std::ptr::write_bytes(p, 0, end / 2);
             }
-            kernel::raise_max::<F32x16>(scores, lanes, end, max, sum, panel.o.add(row * columns), columns);
-            let offset = F32x16::splat(-*max);
+            let largest = exp2::mask(scores, lanes, end);
+            if _mm512_cmp_ps_mask::<_CMP_GT_OQ>(largest, _mm512_set1_ps(*max + HEADROOM)) != 0 {
+                let largest = _mm512_reduce_max_ps(largest);
+                exp2::shrink(exp(*max - largest), sum, panel.o.add(row * columns), columns);
+                *max = largest;
+            }
+            let exp = Exp::of(*max);
             let ones = std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32(0x3f80_3f80));
             let mut total = _mm512_setzero_ps();
             for at in (0..end).step_by(2 * TILE) {
-                let first = F32x16::load(scores.add(at)).add(offset).exp();
-                let second = F32x16::load(scores.add(at + TILE)).add(offset).exp();
-                let pairs = _mm512_cvtne2ps_pbh(second.0, first.0);
+                let first = exp.of_scores(_mm512_loadu_ps(scores.add(at)));
+                let second = exp.of_scores(_mm512_loadu_ps(scores.add(at + TILE)));
+                let pairs = _mm512_cvtne2ps_pbh(second, first);
                 total = _mm512_dpbf16_ps(total, pairs, ones);
                 let bits = std::mem::transmute::<__m512bh, __m512i>(pairs);
                 _mm512_storeu_si512(p.add(at / 2).cast(), bits);
@@ -192,8 +249,8 @@ mod x86 {
             let mut sums = [[_mm512_setzero_ps(); 2]; R];
             for pair in panel.seen.start / 2..panel.seen.end.div_ceil(2) {
                 let v = panel.v.add(2 * pair * d + at).cast::<u8>();
-                F32x16::prefetch(v.wrapping_add(AHEAD_BYTES));
-                F32x16::prefetch(v.wrapping_add(2 * d + AHEAD_BYTES));
+                exp2::prefetch(v);
+                exp2::prefetch(v.wrapping_add(2 * d));
                 let (a, b) = (_mm512_loadu_si512(v.cast()), _mm512_loadu_si512(v.add(2 * d).cast()));
                 let low = std::mem::transmute::<__m512i, __m512bh>(_mm512_unpacklo_epi16(a, b));
                 let high = std::mem::transmute::<__m512i, __m512bh>(_mm512_unpackhi_epi16(a, b));
@@ -223,11 +280,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn queries_are_taken_if_they_are_bf16() {
+    fn queries_are_rounded_to_even_pairs() {
         let mut pairs = [0.0; PANEL + 1];
-        assert!(put_query(&[1.5, -0.25, 0.0, 96.0], &mut pairs));
+        put_query(&[1.5, -0.25, 1.003_906_2, 1.011_718_8], &mut pairs);
         let pair = |a: f32, b: f32| a.to_bits() >> 16 | b.to_bits();
-        assert_eq!([0, PANEL].map(|i| pairs[i].to_bits()), [pair(1.5, -0.25), pair(0.0, 96.0)]);
-        assert!(!put_query(&[1.5, 0.1], &mut pairs));
+        assert_eq!([0, PANEL].map(|i| pairs[i].to_bits()), [pair(1.5, -0.25), pair(1.0, 1.015_625)]);
     }
 }

@@ -11,7 +11,7 @@ use super::page::TILE;
 use super::task::{KEYS, PANEL};
 
 /// How far ahead of the loads cache lines are asked for.
-pub(super) const AHEAD_BYTES: usize = 2048;
+const AHEAD_BYTES: usize = 2048;
 
 /// Where keys and values of a piece stand.
 #[derive(Clone, Copy)]

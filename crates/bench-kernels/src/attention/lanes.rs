@@ -101,6 +101,9 @@ impl AttentionLanes for Portable {
     unsafe fn prefetch(_: *const u8) {}
 }
 
+#[cfg(target_arch = "aarch64")]
+mod neon;
+
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     // The names carry their origin; a list of forty would say nothing more.

@@ -5,6 +5,9 @@
 //! order of their keys, so that results do not depend on threads. Nothing here allocates once scratch has grown.
 
 mod dots;
+#[cfg(target_arch = "x86_64")]
+mod exp2;
+mod ints;
 mod kernel;
 mod lanes;
 mod page;
@@ -22,8 +25,10 @@ pub use probs::probabilities;
 
 /// Query rows (queries × heads that share a KV head) worked on together, about.
 const QUERY_ROWS: usize = 64;
-/// Keys of one task where keys are split.
-const SPLIT: usize = 512;
+/// Keys of one task where keys are split, of few and of many.
+const SPLITS: [usize; 2] = [512, 1024];
+/// From so many keys on, they are many.
+const MANY_KEYS: usize = 8192;
 /// With this many tasks of a sequence, its keys are not split.
 const ENOUGH_TASKS: usize = 64;
 
@@ -39,6 +44,21 @@ pub struct Attention<'a> {
     pub window: Option<usize>,
     /// One more logit per head, without a value.
     pub sinks: Option<&'a [f32]>,
+    pub products: Products,
+}
+
+/// What queries and probabilities are rounded to before they are multiplied with keys and values. A choice, not an
+/// order: where the processor has no instructions for it, the products are those of `F32`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Products {
+    /// To nothing.
+    #[default]
+    F32,
+    /// bf16; over a `Q8_0` cache with few queries, whole numbers of 16 bits. New keys and values are rounded to bf16,
+    /// and so is what an `F32` cache holds.
+    Bits16,
+    /// As `Bits16`, but of 8 bits over a `Q8_0` cache with few queries.
+    Bits8,
 }
 
 /// The new tokens of one sequence: rows `start..start + len` of a pass, after `past` tokens.
@@ -105,8 +125,9 @@ struct Plan {
     /// Queries of a task, and parts of the queries.
     queries: usize,
     query_parts: usize,
-    /// The keys are split here and at every `SPLIT` positions after it.
+    /// The keys are split here and at every `split` positions after it.
     first_key: usize,
+    split: usize,
     key_parts: usize,
     /// The first of `kv_heads · query_parts` counters.
     first_counter: usize,
@@ -121,10 +142,11 @@ impl Plan {
         let queries = (QUERY_ROWS / group).max(1);
         let query_parts = span.len.div_ceil(queries);
         let seen = args.window.map_or(0, |w| (span.past + 1).saturating_sub(w));
-        let first_key = seen / SPLIT * SPLIT;
         let end = span.past + span.len;
-        let split = end - seen > SPLIT && args.kv_heads * query_parts < ENOUGH_TASKS;
-        let key_parts = if split { (end - first_key).div_ceil(SPLIT) } else { 1 };
+        let split = SPLITS[usize::from(end - seen >= MANY_KEYS)];
+        let first_key = seen / split * split;
+        let splits = end - seen > split && args.kv_heads * query_parts < ENOUGH_TASKS;
+        let key_parts = if splits { (end - first_key).div_ceil(split) } else { 1 };
         let part_len = queries.min(span.len) * group * (args.head_dim + 2);
         Self {
             span,
@@ -132,6 +154,7 @@ impl Plan {
             queries,
             query_parts,
             first_key,
+            split,
             key_parts,
             first_counter: 0,
             first_part: 0,
@@ -165,12 +188,18 @@ pub fn attention(
     let AttentionScratch { plans, parts, finished } = scratch;
     let (plans, finished): (&[Plan], &[AtomicUsize]) = (plans, finished);
     let (out, parts) = (SharedMut::new(out), SharedMut::new(parts.as_mut_slice()));
-    let dots = dots::available(exec.variant());
-    exec.run(tasks, |task| {
+    let splits = plans.iter().any(|p| p.key_parts > 1);
+    let run = |task: usize| {
         let plan = plans[plans.partition_point(|p| p.first_task <= task) - 1];
-        let task = task::Task::new(args, rows, caches, plan, task - plan.first_task, dots);
+        let task = task::Task::new(args, rows, caches, plan, task - plan.first_task);
         task.run(exec.variant(), out, parts, finished);
-    });
+    };
+    // Parts of keys are read one after the other.
+    if splits {
+        exec.run_streams(tasks, run);
+    } else {
+        exec.run(tasks, run);
+    }
     Ok(())
 }
 

@@ -10,11 +10,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use half::bf16;
 
 use super::dots;
+use super::ints;
 use super::kernel::{self, Source};
 use super::lanes::{AttentionLanes, exp};
-use super::page::{KvDtype, TILE};
+use super::page::{BLOCK, KvDtype, KvPage, TILE};
 use super::unpack;
-use super::{Attention, KvBlock, KvStore, Plan, Qkv, SPLIT};
+use super::{Attention, KvBlock, KvStore, Plan, Products, Qkv};
 use crate::scratch::Lines;
 use crate::shared::SharedMut;
 use crate::variant::{Variant, dispatch};
@@ -34,11 +35,11 @@ pub(super) struct Task<'a> {
     kv_head: usize,
     /// Queries, as rows of the span.
     queries: Range<usize>,
+    /// Heads that share a KV head.
+    group: usize,
     /// Which tasks work on the same rows, and which part of the keys is this one's.
     share: usize,
     key_part: usize,
-    /// Whether there are dot products of bf16.
-    dots: bool,
 }
 
 /// Floats that begin on a cache line.
@@ -63,9 +64,11 @@ struct Memory {
     sum: Aligned,
     scores: Aligned,
     q_pairs: Aligned,
-    p_pairs: Aligned,
+    q_codes: Aligned,
+    work: Aligned,
     k: Aligned,
     v: Aligned,
+    halves: Aligned,
 }
 
 thread_local! {
@@ -82,13 +85,16 @@ pub(super) struct State<'a> {
     sum: &'a mut [f32],
     /// Scores, then unnormalized probabilities of the piece `[rows of a panel, KEYS]`.
     scores: &'a mut [f32],
-    /// For dot products of bf16, empty without: pairs of the queries' elements `[panels, head_dim / 2, PANEL]`, and
-    /// room for pairs of probabilities.
+    /// For dot products of bf16, empty without: pairs of the queries' elements `[panels, head_dim / 2, PANEL]`.
     q_pairs: &'a mut [f32],
-    p_pairs: &'a mut [f32],
+    /// For products of bytes, empty without: [`ints::query_words`] of each panel.
+    q_codes: &'a mut [f32],
+    work: &'a mut [f32],
     /// Unpacked keys `[head_dim, KEYS]` and values `[KEYS, columns]`.
     k: &'a mut [f32],
     v: &'a mut [f32],
+    /// The same rounded to bf16, as a page has them: KEYS keys, then KEYS values.
+    halves: &'a mut [f32],
     /// Qkv, and columns of `o`: `head_dim` up to a multiple of 16.
     rows: usize,
     columns: usize,
@@ -102,13 +108,13 @@ impl<'a> Task<'a> {
         caches: &'a dyn KvStore,
         plan: Plan,
         index: usize,
-        dots: bool,
     ) -> Self {
         let (share, key_part) = (index / plan.key_parts, index % plan.key_parts);
         let (kv_head, query_part) = (share / plan.query_parts, share % plan.query_parts);
         let first = (plan.query_parts - 1 - query_part) * plan.queries;
         let queries = first..(first + plan.queries).min(plan.span.len);
-        Self { args, rows, caches, plan, kv_head, queries, share, key_part, dots }
+        let group = args.heads / args.kv_heads;
+        Self { args, rows, caches, plan, kv_head, queries, group, share, key_part }
     }
 
     pub(super) fn run(
@@ -119,7 +125,7 @@ impl<'a> Task<'a> {
         finished: &[AtomicUsize],
     ) {
         MEMORY.with_borrow_mut(|memory| {
-            let mut state = self.state(memory);
+            let mut state = self.state(variant, memory);
             attend(variant, self, &mut state);
             if self.plan.key_parts == 1 {
                 return self.finish(&state, out);
@@ -134,17 +140,17 @@ impl<'a> Task<'a> {
         });
     }
 
-    fn group(&self) -> usize {
-        self.args.heads / self.args.kv_heads
-    }
-
-    fn state<'m>(&self, memory: &'m mut Memory) -> State<'m> {
-        let (group, d) = (self.group(), self.args.head_dim);
+    fn state<'m>(&self, variant: Variant, memory: &'m mut Memory) -> State<'m> {
+        let (group, d) = (self.group, self.args.head_dim);
         let (rows, columns) = (self.queries.len() * group, d.next_multiple_of(TILE));
         let padded = rows.next_multiple_of(PANEL);
         let q = memory.q.get(padded * d);
-        q[..padded * d].fill(0.0);
-        for (i, query) in self.queries.clone().enumerate() {
+        let q_pairs = self.query_pairs(variant, &mut memory.q_pairs, padded);
+        let q_codes = self.query_codes(variant, &mut memory.q_codes, rows);
+        // Nothing is computed with the queries themselves where there are pairs.
+        let filled = if q_pairs.is_empty() { padded * d } else { 0 };
+        q[..filled].fill(0.0);
+        for (i, query) in self.queries.clone().enumerate().filter(|_| filled > 0) {
             let first = ((self.plan.span.start + query) * self.args.heads + self.kv_head * group) * d;
             for head in 0..group {
                 let row = i * group + head;
@@ -164,35 +170,64 @@ impl<'a> Task<'a> {
                 (max[row], sum[row]) = (sinks[self.kv_head * group + row % group], 1.0);
             }
         }
-        let q_pairs = self.query_pairs(&mut memory.q_pairs, padded);
         let (k, v) = (memory.k.get(d * KEYS), memory.v.get(KEYS * columns));
-        let (scores, p_pairs) = (memory.scores.get(PANEL * KEYS), memory.p_pairs.get(PANEL * KEYS / 2));
-        State { q, o, max, sum, scores, q_pairs, p_pairs, k, v, rows, columns }
+        let halves = memory.halves.get(if q_pairs.is_empty() { 0 } else { d * KEYS });
+        let (scores, work) = (memory.scores.get(PANEL * KEYS), memory.work.get(ints::WORK));
+        State { q, o, max, sum, scores, q_pairs, q_codes, work, k, v, halves, rows, columns }
     }
 
     /// The queries for dot products of bf16; nothing where they do not serve.
-    fn query_pairs<'m>(&self, memory: &'m mut Aligned, padded: usize) -> &'m mut [f32] {
-        let (group, d) = (self.group(), self.args.head_dim);
-        // Of the whole span, so that its last queries are not computed in another way than the others.
-        let few = self.plan.span.len * group <= DIRECT_PANELS * PANEL;
-        let mut len = if self.dots && few && d.is_multiple_of(2 * TILE) { padded * d / 2 } else { 0 };
-        let pairs = memory.get(len);
-        pairs[..len].fill(0.0);
+    fn query_pairs<'m>(&self, variant: Variant, memory: &'m mut Aligned, padded: usize) -> &'m mut [f32] {
+        let (group, d) = (self.group, self.args.head_dim);
+        let rounded = self.args.products != Products::F32 && variant.has_bf16();
+        let len = if rounded && d.is_multiple_of(2 * TILE) { padded * d / 2 } else { 0 };
+        let pairs = &mut memory.get(len)[..len];
+        pairs.fill(0.0);
         for row in 0..if len > 0 { self.queries.len() * group } else { 0 } {
             let query = self.plan.span.start + self.queries.start + row / group;
             let first = (query * self.args.heads + self.kv_head * group + row % group) * d;
             let to = &mut pairs[row / PANEL * PANEL * d / 2 + row % PANEL..];
-            if !dots::put_query(&self.rows.q[first..first + d], to) {
-                len = 0;
-                break;
-            }
+            dots::put_query(&self.rows.q[first..first + d], to);
         }
-        &mut pairs[..len]
+        pairs
+    }
+
+    /// The queries for products of bytes; nothing where they do not serve.
+    fn query_codes<'m>(&self, variant: Variant, memory: &'m mut Aligned, rows: usize) -> &'m mut [f32] {
+        let (group, d, span) = (self.group, self.args.head_dim, &self.plan.span);
+        let Some(bytes) = self.code_bytes() else { return &mut [] };
+        // Of the whole span, so that its last queries are not computed in another way than the others.
+        let few = span.len * group <= DIRECT_PANELS * PANEL;
+        let q8 = self.caches.blocks(span.sequence) > 0
+            && self.caches.block(span.sequence, 0).page.dtype == KvDtype::Q8_0;
+        if !few || !q8 || variant != Variant::Avx512 {
+            return &mut [];
+        }
+        let words = ints::query_words(d, bytes);
+        let len = rows.div_ceil(PANEL) * words;
+        let codes = &mut memory.get(len)[..len];
+        codes.fill(0.0);
+        for row in 0..rows {
+            let query = span.start + self.queries.start + row / group;
+            let first = (query * self.args.heads + self.kv_head * group + row % group) * d;
+            let panel = &mut codes[row / PANEL * words..][..words];
+            ints::put_query(&self.rows.q[first..first + d], self.args.scale, bytes, row % PANEL, panel);
+        }
+        codes
+    }
+
+    /// Bytes of a whole number.
+    fn code_bytes(&self) -> Option<usize> {
+        match self.args.products {
+            Products::F32 => None,
+            Products::Bits16 => Some(2),
+            Products::Bits8 => Some(1),
+        }
     }
 
     /// Positions that the query of `row` sees.
     fn visible(&self, row: usize) -> Range<usize> {
-        let position = self.plan.span.past + self.queries.start + row / self.group();
+        let position = self.plan.span.past + self.queries.start + row / self.group;
         self.args.window.map_or(0, |w| (position + 1).saturating_sub(w))..position + 1
     }
 
@@ -201,14 +236,27 @@ impl<'a> Task<'a> {
         self.visible(rows.start).start..self.visible(rows.end - 1).end
     }
 
+    /// The lanes that each of some rows sees; all of a piece in most.
+    fn lanes(&self, rows: Range<usize>, piece: &Piece, seen: &Range<usize>) -> [(usize, usize); PANEL] {
+        let by_all = self.visible(rows.end - 1).start..self.visible(rows.start).end;
+        let mut lanes = [(seen.start, seen.end); PANEL];
+        if piece.seen(&by_all) != *seen {
+            for (row, lanes) in rows.zip(&mut lanes) {
+                let own = piece.seen(&self.visible(row));
+                *lanes = (own.start, own.end);
+            }
+        }
+        lanes
+    }
+
     /// Positions that are this task's.
     fn keys(&self, rows: usize) -> Range<usize> {
         let seen = self.visible_to_any(0..rows);
         if self.plan.key_parts == 1 {
             return seen;
         }
-        let first = self.plan.first_key + self.key_part * SPLIT;
-        seen.start.max(first)..seen.end.min(first + SPLIT)
+        let first = self.plan.first_key + self.key_part * self.plan.split;
+        seen.start.max(first)..seen.end.min(first + self.plan.split)
     }
 
     /// Stores the state as a part, for `merge`.
@@ -257,7 +305,7 @@ impl<'a> Task<'a> {
     }
 
     fn finish(&self, state: &State<'_>, out: SharedMut<'_, f32>) {
-        let (group, d) = (self.group(), self.args.head_dim);
+        let (group, d) = (self.group, self.args.head_dim);
         for (i, query) in self.queries.clone().enumerate() {
             let at = ((self.plan.span.start + query) * self.args.heads + self.kv_head * group) * d;
             // SAFETY: each query and head belongs to one group of tasks, of which one comes here.
@@ -363,14 +411,17 @@ unsafe fn cached<L: AttentionLanes>(
     // SAFETY: the rows of the piece are in the page, and whole tiles where the layout has tiles.
     unsafe {
         let direct = page.dtype == KvDtype::Bf16 && !narrow && d.is_multiple_of(2 * TILE);
-        if direct && panels <= DIRECT_PANELS {
+        let by_dots = !state.q_pairs.is_empty();
+        if direct && (by_dots || panels <= DIRECT_PANELS) {
             let at = (task.kv_head * page.rows + piece.first_row) * d;
             let (k, v) = (page.k_as::<bf16>().as_ptr().add(at), page.v_as::<bf16>().as_ptr().add(at));
-            if state.q_pairs.is_empty() {
-                panels_of::<L>(task, state, piece, Source::Bf16 { k, v });
-            } else {
+            if by_dots {
                 panels_by_dots(task, state, piece, k, v);
+            } else {
+                panels_of::<L>(task, state, piece, Source::Bf16 { k, v });
             }
+        } else if page.dtype == KvDtype::Q8_0 && !narrow && !state.q_codes.is_empty() {
+            panels_by_codes(task, state, piece, page);
         } else {
             unpack::page::<L>(page, task.kv_head, piece, state.k, state.v);
             unpacked::<L>(task, state, piece);
@@ -382,8 +433,18 @@ unsafe fn cached<L: AttentionLanes>(
 #[inline(always)]
 unsafe fn unpacked<L: AttentionLanes>(task: &Task<'_>, state: &mut State<'_>, piece: &Piece) {
     let (k, v) = (state.k.as_ptr(), state.v.as_ptr());
-    // SAFETY: KEYS keys and values stand there.
-    unsafe { panels_of::<L>(task, state, piece, Source::Unpacked { k, v }) }
+    if state.q_pairs.is_empty() {
+        // SAFETY: KEYS keys and values stand there.
+        return unsafe { panels_of::<L>(task, state, piece, Source::Unpacked { k, v }) };
+    }
+    let (d, rows) = (task.args.head_dim, piece.lanes.end);
+    let k = state.halves.as_mut_ptr().cast::<bf16>();
+    // SAFETY: pairs of queries say that there is BF16, that d is a multiple of 32, and room for KEYS rows of each.
+    unsafe {
+        let v = k.add(KEYS * d);
+        dots::round(state.k, state.v, d, rows, (k, v));
+        panels_by_dots(task, state, piece, k, v);
+    }
 }
 
 /// All panels over one piece.
@@ -433,10 +494,7 @@ unsafe fn panels_by_dots(
         if seen.is_empty() {
             continue;
         }
-        let lanes = std::array::from_fn(|row| {
-            let own = if row < rows { piece.seen(&task.visible(first + row)) } else { 0..0 };
-            (own.start, own.end)
-        });
+        let lanes = task.lanes(first..first + rows, piece, &seen);
         // SAFETY: panels are padded to whole ones; the caller gives whole tiles.
         unsafe {
             dots::attend(&dots::Panel {
@@ -446,7 +504,42 @@ unsafe fn panels_by_dots(
                 q: state.q_pairs.as_ptr().cast::<u32>().add(first * d / 2),
                 scale: task.args.scale,
                 scores: state.scores.as_mut_ptr(),
-                p: state.p_pairs.as_mut_ptr().cast(),
+                p: state.work.as_mut_ptr().cast(),
+                o: state.o.as_mut_ptr().add(first * columns),
+                max: state.max.as_mut_ptr().add(first),
+                sum: state.sum.as_mut_ptr().add(first),
+                seen,
+                lanes,
+            });
+        }
+    }
+}
+
+/// All panels over a piece of whole tiles of a `Q8_0` page, by products of bytes.
+unsafe fn panels_by_codes(task: &Task<'_>, state: &mut State<'_>, piece: &Piece, page: &KvPage) {
+    let (d, columns, bytes) = (task.args.head_dim, state.columns, task.code_bytes().unwrap_or(1));
+    let at = (task.kv_head * page.rows + piece.first_row) * d;
+    let scales_at = task.kv_head * (d / BLOCK) * page.rows + piece.first_row;
+    for first in (0..state.rows).step_by(PANEL) {
+        let rows = PANEL.min(state.rows - first);
+        let seen = piece.seen(&task.visible_to_any(first..first + rows));
+        if seen.is_empty() {
+            continue;
+        }
+        let lanes = task.lanes(first..first + rows, piece, &seen);
+        // SAFETY: panels are padded to whole ones; the caller gives whole tiles; codes say that there is VNNI.
+        unsafe {
+            ints::attend(&ints::Panel {
+                shape: kernel::Shape { rows, d, columns },
+                k: page.k_as::<u8>().as_ptr().add(at),
+                k_scales: page.k_scales().as_ptr().add(scales_at),
+                v: page.v_as::<i8>().as_ptr().add(at),
+                v_scales: page.v_scales().as_ptr().add(scales_at),
+                page_rows: page.rows,
+                query: state.q_codes.as_ptr().add(first / PANEL * ints::query_words(d, bytes)),
+                bytes,
+                scores: state.scores.as_mut_ptr(),
+                work: state.work.as_mut_ptr(),
                 o: state.o.as_mut_ptr().add(first * columns),
                 max: state.max.as_mut_ptr().add(first),
                 sum: state.sum.as_mut_ptr().add(first),

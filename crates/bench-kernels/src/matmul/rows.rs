@@ -45,6 +45,7 @@ macro_rules! with_inputs {
         }
     };
 }
+#[cfg(target_arch = "x86_64")]
 pub(super) use with_inputs;
 
 pub(super) fn grouped<'a, W: Rows + Stored<'a>>(

@@ -80,10 +80,16 @@ pub(super) fn packed_int<'a>(
 
 fn run_task(variant: Variant, task: &Task<'_>) {
     #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi,avx2,fma,f16c")]
+    fn vbmi(task: &Task<'_>) {
+        // SAFETY: the instructions are enabled in this function; the entry has checked sizes.
+        unsafe { run::<crate::product::ints::Vnni<true>, Fp4, true>(task) }
+    }
+    #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
     fn avx512(task: &Task<'_>) {
-        // SAFETY: the instructions are enabled in this function; the entry has checked sizes.
-        unsafe { run_format::<crate::product::ints::Vnni>(task) }
+        // SAFETY: as above.
+        unsafe { run_format::<crate::product::ints::Vnni<false>>(task) }
     }
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx2,fma,f16c")]
@@ -91,8 +97,23 @@ fn run_task(variant: Variant, task: &Task<'_>) {
         // SAFETY: as above.
         unsafe { run_format::<crate::product::ints::Avx2>(task) }
     }
+    #[cfg(target_arch = "aarch64")]
+    #[target_feature(enable = "neon,dotprod")]
+    fn neon_dot(task: &Task<'_>) {
+        // SAFETY: as above.
+        unsafe { run_format::<crate::product::ints::Neon<true>>(task) }
+    }
+    #[cfg(target_arch = "aarch64")]
+    #[target_feature(enable = "neon")]
+    fn neon(task: &Task<'_>) {
+        // SAFETY: as above.
+        unsafe { run_format::<crate::product::ints::Neon<false>>(task) }
+    }
     match variant {
         // SAFETY: the guard asks the processor (the answer is cached).
+        #[cfg(target_arch = "x86_64")]
+        Variant::Avx512 if has_vbmi(variant) && is_fp4_in_16_bits(task) => unsafe { vbmi(task) },
+        // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
         Variant::Avx512 if variant.is_supported() && is_x86_feature_detected!("avx512vnni") => unsafe {
             avx512(task);
@@ -102,9 +123,26 @@ fn run_task(variant: Variant, task: &Task<'_>) {
         Variant::Avx512 | Variant::Avx2 if variant.is_supported() && is_x86_feature_detected!("f16c") => unsafe {
             avx2(task);
         },
+        // SAFETY: as above.
+        #[cfg(target_arch = "aarch64")]
+        Variant::Neon if variant.has_dot_product() => unsafe { neon_dot(task) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "aarch64")]
+        Variant::Neon if variant.is_supported() => unsafe { neon(task) },
         // SAFETY: plain Rust needs no feature; the entry has checked sizes.
         _ => unsafe { run_format::<Plain>(task) },
     }
+}
+
+/// What decoding takes: for it alone a second set of kernels is worth compiling.
+#[cfg(target_arch = "x86_64")]
+fn is_fp4_in_16_bits(task: &Task<'_>) -> bool {
+    (task.group.w.format(), task.job.x.precision()) == (PackedFormat::Mxfp4, IntPrecision::Int16)
+}
+
+#[cfg(target_arch = "x86_64")]
+fn has_vbmi(variant: Variant) -> bool {
+    variant.is_supported() && is_x86_feature_detected!("avx512vnni") && is_x86_feature_detected!("avx512vbmi")
 }
 
 /// # Safety

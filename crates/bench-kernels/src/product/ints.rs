@@ -46,6 +46,13 @@ pub(super) trait Ints: Copy {
     /// `value · 2^SHIFT` in all lanes.
     unsafe fn splat_shifted<const SHIFT: u32>(value: *const u32) -> Self::Sums;
     unsafe fn zero() -> Self::Sums;
+    /// Where sums of bytes that stand for code + 128 start: what takes these back, from minus the sum of the other
+    /// side. Those of `dot::<false>` begin here.
+    #[inline(always)]
+    unsafe fn start_eight(minus_sum: *const u32) -> Self::Sums {
+        // SAFETY: the caller's.
+        unsafe { Self::splat_shifted::<7>(minus_sum) }
+    }
     /// Adds the products of unsigned bytes and the signed quad; `SMALL` promises bytes below 64.
     unsafe fn dot<const SMALL: bool>(sums: Self::Sums, bytes: Self::Bytes, quad: Self::Quad) -> Self::Sums;
     /// `256 · hi + lo`.
@@ -186,8 +193,12 @@ impl Ints for Plain {
     unsafe fn prefetch(_: *const u8) {}
 }
 
+#[cfg(target_arch = "aarch64")]
+pub(super) use neon::Neon;
 #[cfg(target_arch = "x86_64")]
 pub(super) use x86::{Avx2, Vnni};
 
+#[cfg(target_arch = "aarch64")]
+mod neon;
 #[cfg(target_arch = "x86_64")]
 mod x86;

@@ -8,7 +8,9 @@ use half::bf16;
 use super::cases::{Case, Format, Kind, Routing, Side};
 use super::data::{WeightSet, floats, route};
 use super::{Experts, KernelTime, Shapes, SuiteOptions};
-use crate::attention::{Attention, AttentionScratch, KvBlock, KvDtype, KvPage, Qkv, Span, attention};
+use crate::attention::{
+    Attention, AttentionScratch, KvBlock, KvDtype, KvPage, Products, Qkv, Span, attention,
+};
 use crate::exec::Exec;
 use crate::host::AllocError;
 use crate::norm::{WeightOrder, rms_norm_into};
@@ -195,7 +197,8 @@ fn attend(
     let mut out = vec![0.0; q.len()];
     let sinks = vec![0.0; heads];
     let scale = 1.0 / (head_dim as f32).sqrt();
-    let args = Attention { heads, kv_heads, head_dim, scale, window, sinks: Some(&sinks) };
+    let products = Products::Bits16;
+    let args = Attention { heads, kv_heads, head_dim, scale, window, sinks: Some(&sinks), products };
     let mut scratch = AttentionScratch::default();
     let seconds = clock.repeat(|i| {
         let span = Span { sequence: i % count, start: 0, len: queries, past };

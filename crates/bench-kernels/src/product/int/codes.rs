@@ -81,7 +81,7 @@ impl Codes for Q8 {
     #[inline(always)]
     unsafe fn start<I: Ints>(minus_sum: *const u32) -> I::Sums {
         // SAFETY: a word.
-        unsafe { I::splat_shifted::<7>(minus_sum) }
+        unsafe { I::start_eight(minus_sum) }
     }
 
     #[inline(always)]
@@ -140,8 +140,8 @@ pub(super) trait Source: Copy {
     type Format: Codes;
     unsafe fn pair<I: Ints, const J: usize>(&self, panel: usize, block: usize) -> [I::Bytes; 2];
     unsafe fn scales<I: Ints>(&self, panel: usize, block: usize) -> I::Floats;
-    /// Tells the cache what will be read some blocks from here.
-    unsafe fn prefetch<I: Ints>(&self, panel: usize, block: usize);
+    /// Tells the cache what `pair::<_, J>` will read some blocks from here.
+    unsafe fn prefetch<I: Ints, const J: usize>(&self, panel: usize, block: usize);
 }
 
 /// As in memory.
@@ -194,16 +194,22 @@ impl<C: Codes> Source for Stored<C> {
     }
 
     #[inline(always)]
-    unsafe fn prefetch<I: Ints>(&self, panel: usize, block: usize) {
+    unsafe fn prefetch<I: Ints, const J: usize>(&self, panel: usize, block: usize) {
+        if C::IS_BYTES {
+            // Nothing is unpacked: the processor's own prefetcher is ahead, and has the fewer requests to make.
+            return;
+        }
         let at = panel * self.blocks + block;
         let codes = self.codes.wrapping_add(at * C::BLOCK_BYTES + AHEAD_BYTES);
         let scales = self.scales.wrapping_add(at * 16 * C::SCALE_BYTES + AHEAD_BYTES / 8);
         // SAFETY: prefetches may name any address.
         unsafe {
-            for line in 0..C::BLOCK_BYTES / 64 {
+            for line in (J..C::BLOCK_BYTES / 64).step_by(4) {
                 I::prefetch(codes.wrapping_add(64 * line));
             }
-            I::prefetch(scales);
+            if J == 3 {
+                I::prefetch(scales);
+            }
         }
     }
 }
@@ -267,5 +273,5 @@ impl<C: Codes> Source for Unpacked<C> {
     }
 
     #[inline(always)]
-    unsafe fn prefetch<I: Ints>(&self, _: usize, _: usize) {}
+    unsafe fn prefetch<I: Ints, const J: usize>(&self, _: usize, _: usize) {}
 }

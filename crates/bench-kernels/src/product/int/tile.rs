@@ -74,7 +74,7 @@ impl<I: Ints, S: Source, const P: usize, const M: usize, const WIDE: bool> Tile<
     /// Those exist, the output is the task's, the instructions of `I` are enabled.
     #[inline(always)]
     pub(super) unsafe fn run(task: &Task<'_>, source: &S, at: Place, out: &Out<'_>) {
-        let Place { panel, first, is_cold } = at;
+        let Place { panel, first, .. } = at;
         let (x, row_words) = (task.job.x.words(), task.job.x.row_words());
         let words = if WIDE { IntPrecision::Int16.words() } else { IntPrecision::Int8.words() };
         let mut rows = [x.as_ptr(); M];
@@ -85,16 +85,11 @@ impl<I: Ints, S: Source, const P: usize, const M: usize, const WIDE: bool> Tile<
         unsafe {
             let mut totals = [[I::convert(I::zero()); M]; P];
             for block in 0..task.job.blocks {
-                if is_cold {
-                    for p in 0..P {
-                        source.prefetch::<I>(panel + p, block);
-                    }
-                }
                 let mut sums = Self::start(&rows);
-                Self::quarter::<0>(&mut sums, source, panel, block, &rows);
-                Self::quarter::<1>(&mut sums, source, panel, block, &rows);
-                Self::quarter::<2>(&mut sums, source, panel, block, &rows);
-                Self::quarter::<3>(&mut sums, source, panel, block, &rows);
+                Self::quarter::<0>(&mut sums, source, at, block, &rows);
+                Self::quarter::<1>(&mut sums, source, at, block, &rows);
+                Self::quarter::<2>(&mut sums, source, at, block, &rows);
+                Self::quarter::<3>(&mut sums, source, at, block, &rows);
                 for p in 0..P {
                     let scales = source.scales::<I>(panel + p, block);
                     for i in 0..M {
@@ -139,12 +134,19 @@ impl<I: Ints, S: Source, const P: usize, const M: usize, const WIDE: bool> Tile<
     unsafe fn quarter<const J: usize>(
         sums: &mut Sums<I, P, M>,
         source: &S,
-        panel: usize,
+        at: Place,
         block: usize,
         rows: &[*const u32; M],
     ) {
+        let Place { panel, is_cold, .. } = at;
         // SAFETY: the block exists; records have their codes.
         unsafe {
+            // One by one between the products: requests in bursts hold up the loads behind them.
+            if is_cold {
+                for p in 0..P {
+                    source.prefetch::<I, J>(panel + p, block);
+                }
+            }
             let mut w = [source.pair::<I, J>(panel, block); P];
             for (p, w) in w.iter_mut().enumerate() {
                 *w = source.pair::<I, J>(panel + p, block);

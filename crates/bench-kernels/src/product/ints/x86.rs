@@ -6,11 +6,11 @@ use std::arch::x86_64::*;
 
 use super::{FP4_CODES, Ints};
 
-/// AVX-512 F, BW, VL, DQ and VNNI.
+/// AVX-512 F, BW, VL, DQ and VNNI; with `VBMI` also that.
 #[derive(Clone, Copy)]
-pub(in crate::product) struct Vnni;
+pub(in crate::product) struct Vnni<const VBMI: bool>;
 
-impl Ints for Vnni {
+impl<const VBMI: bool> Ints for Vnni<VBMI> {
     type Bytes = __m512i;
     type Sums = __m512i;
     type Floats = __m512;
@@ -35,6 +35,10 @@ impl Ints for Vnni {
         unsafe {
             let table = _mm512_broadcast_i32x4(_mm_loadu_si128(FP4_CODES.as_ptr().cast()));
             let nibbles = if HIGH == 1 { _mm512_srli_epi16::<4>(bytes) } else { bytes };
+            if VBMI {
+                // It reads six bits, of which the table, four times the same, ignores two.
+                return _mm512_permutexvar_epi8(nibbles, table);
+            }
             _mm512_shuffle_epi8(table, _mm512_and_si512(nibbles, _mm512_set1_epi8(15)))
         }
     }
