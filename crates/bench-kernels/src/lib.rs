@@ -11,6 +11,7 @@
 pub mod activation;
 pub mod attention;
 pub mod bandwidth;
+pub mod cuda;
 pub mod error;
 pub mod exec;
 pub mod heap;
