@@ -18,8 +18,8 @@ mod energy;
 mod names;
 mod server;
 
-pub use dtypes::{Dtypes, usual_matmul_precision};
-use dtypes::{is_default, usual_activations};
+use dtypes::is_default;
+pub use dtypes::{Dtypes, usual_activations, usual_matmul_precision};
 pub use energy::{EnergyPlan, PowerSource};
 use names::{default_label, is_date, is_file_name, resolve_name};
 pub use server::{PromptPlan, ServerPlan, TracePlan, is_secret_name};
@@ -246,7 +246,7 @@ impl RunSpec {
         let device = t.device.clone().unwrap_or_else(|| "cpu".to_owned());
         Ok(TargetPlan {
             kind,
-            activation_dtype: t.activation_dtype.unwrap_or(usual_activations(kind)),
+            activation_dtype: t.activation_dtype.unwrap_or(usual_activations(kind, &device)),
             expert_dtype: t.expert_dtype.unwrap_or(ExpertDtype::Native),
             dense_dtype: t.dense_dtype.unwrap_or_default(),
             matmul_precision: t.matmul_precision.unwrap_or(usual_matmul_precision(kind, &device)),

@@ -8,6 +8,7 @@
 
 use std::time::Instant;
 
+use bench_engine::sampling::{Sampler, SamplingParams};
 use bench_engine::session::{OpenOptions, open_model};
 use bench_engine::{
     ActivationDtype, DenseDtype, Hooks, KvDtype, LoadOptions, MatmulPrecision, Model, Sequence, system,
@@ -161,11 +162,12 @@ fn decode(model: &Model, args: &Args, depth: usize, batch: usize) {
     }
     let mut running: Vec<&mut Sequence> = sequences.iter_mut().collect();
     let (mut workspace, mut hooks) = (model.workspace(), Hooks::none());
+    let mut greedy = Sampler::new(SamplingParams::default()).unwrap();
     let mut next: Vec<u32> = ids(batch, vocab);
     let mut step = || {
-        let logits = model.decode_step_in(&mut workspace, &mut running, &next, &mut hooks).unwrap();
-        for (next, row) in next.iter_mut().zip(logits.chunks_exact(vocab)) {
-            *next = (0..vocab).max_by(|&a, &b| row[a].total_cmp(&row[b])).unwrap() as u32;
+        let mut logits = model.decode_step_in(&mut workspace, &mut running, &next, &mut hooks).unwrap();
+        for (row, next) in next.iter_mut().enumerate() {
+            *next = logits.sample(row, &mut greedy, &[]).unwrap();
         }
     };
     (0..4).for_each(|_| step());

@@ -13,7 +13,7 @@ use crate::Error;
 use crate::config::ModelConfig;
 use crate::layout::{self, Role, TensorSpec};
 use crate::preset;
-use crate::weights::{HostBytes, HostTensor, WeightSource};
+use crate::weights::{Fill, HostBytes, HostTensor, Recipe, WeightSource};
 
 /// Bytes that one thread fills at a time; a multiple of the 8 bytes of one random word.
 const CHUNK: usize = 1 << 20;
@@ -89,17 +89,11 @@ impl WeightSource for Dummy {
     fn contains(&self, name: &str) -> bool {
         self.specs.contains_key(name)
     }
-}
 
-/// How the values of a tensor are distributed.
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Fill {
-    /// bf16, uniform with this mean and standard deviation.
-    Uniform { mean: f32, std: f32 },
-    /// MXFP4 codes, all sixteen equally likely.
-    Codes,
-    /// MXFP4 exponents `low` or `low + 1`, the latter for `high_of_256` of 256 blocks.
-    Exponents { low: u8, high_of_256: u8 },
+    fn recipe(&self, name: &str) -> Option<Recipe> {
+        let spec = self.specs.get(name)?;
+        Some(Recipe { key: tensor_key(self.seed, name), fill: Fill::of(spec, &self.config) })
+    }
 }
 
 impl Fill {

@@ -49,6 +49,29 @@ pub enum Error {
         suggestion: String,
     },
 
+    #[cfg(feature = "cuda")]
+    #[error(transparent)]
+    Device(bench_kernels::cuda::GpuError),
+
+    #[error("unknown device \"{name}\": expected one of {valid}")]
+    UnknownDevice { name: String, valid: &'static str },
+
+    #[error(
+        "device \"{name}\": this build has no CUDA; build it with the feature `cuda`, or run it with --device cpu"
+    )]
+    NoCuda { name: String },
+
+    #[error("{what} does not run on a GPU: valid there: {instead}")]
+    OnDevice { what: &'static str, instead: &'static str },
+
+    #[error("a sequence of a model elsewhere: a sequence belongs to the model that made it")]
+    OtherSequence,
+
+    #[error(
+        "site \"{site}\" does not exist on a GPU, where a fused kernel never writes it: use --device cpu"
+    )]
+    SiteOnDevice { site: String },
+
     #[error("{folder} is not a checkpoint: it {problem}", folder = .folder.display())]
     NotACheckpoint { folder: PathBuf, problem: String },
 

@@ -192,7 +192,7 @@ fn log_sum_exp(logits: &[f32]) -> f64 {
 }
 
 /// Index of the largest; the first of equals.
-fn likeliest(logits: &[f32]) -> usize {
+pub(crate) fn likeliest(logits: &[f32]) -> usize {
     let better = |best: usize, (i, x): (usize, &f32)| if *x > logits[best] { i } else { best };
     logits.iter().enumerate().fold(0, better)
 }

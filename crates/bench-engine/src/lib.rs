@@ -8,6 +8,8 @@
 pub mod cache;
 pub mod checkpoint;
 pub mod config;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod dtype;
 pub mod dummy;
 pub mod error;
@@ -18,6 +20,8 @@ pub mod inspect;
 pub mod layout;
 pub mod model;
 mod ops;
+pub mod parity;
+pub mod place;
 pub mod preflight;
 pub mod preset;
 pub mod rope;
@@ -35,5 +39,5 @@ pub use dtype::Stored;
 pub use error::{Error, Result};
 pub use hooks::{Hooks, Routing};
 pub use model::{
-    ActivationDtype, DenseDtype, KvDtype, LoadOptions, MatmulPrecision, Model, Progress, Workspace,
+    ActivationDtype, DenseDtype, KvDtype, LoadOptions, Logits, MatmulPrecision, Model, Progress, Workspace,
 };

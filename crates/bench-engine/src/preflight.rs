@@ -12,6 +12,8 @@ use crate::config::{ExpertDtype, ModelConfig};
 use crate::dtype::Stored;
 use crate::layout::{self, Role, TensorSpec};
 use crate::model::{ActivationDtype, DenseDtype, KvDtype, LoadOptions, MatmulPrecision};
+use crate::place::Place;
+use crate::system::available_memory;
 
 /// What is to be run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,6 +106,15 @@ pub fn require(name: &str, config: &ModelConfig, need: &Need, available: Option<
             suggestion,
         }),
         _ => Ok(()),
+    }
+}
+
+/// Bytes that a model may take where it is to run; `None` where nobody tells.
+pub fn available(place: &Place) -> Option<u64> {
+    match place.memory() {
+        Ok(Some(memory)) => Some(memory.free_bytes),
+        Ok(None) => available_memory(),
+        Err(_) => None,
     }
 }
 

@@ -49,6 +49,11 @@ impl Sampler {
         Ok(Self { params, rng: ChaCha8Rng::seed_from_u64(params.seed) })
     }
 
+    /// Whether it takes the most likely token, whatever was drawn before.
+    pub fn is_greedy(&self) -> bool {
+        self.params.temperature == 0.0
+    }
+
     /// The next token for `logits` `[vocab]`; never one of `suppressed`, never one whose logit is not a number.
     ///
     /// # Errors

@@ -11,7 +11,6 @@ use crate::config::{Architecture, ModelConfig};
 use crate::model::{LoadOptions, Model, Progress};
 use crate::preflight::{self, Need};
 use crate::source::{ModelRef, Source};
-use crate::system::available_memory;
 use crate::text::harmony::ReasoningEffort;
 use crate::text::{ChatFormat, ChatTemplate, Date, Tokenizer};
 
@@ -86,7 +85,8 @@ pub fn open_tokenizer(model: &ModelRef) -> Result<Tokenizer> {
 }
 
 fn require_memory(model: &str, source: &Source, options: &OpenOptions) -> Result<()> {
-    preflight::require(model, &source.config, &options.need(source.folder.is_some()), available_memory())
+    let available = preflight::available(&options.load.place);
+    preflight::require(model, &source.config, &options.need(source.folder.is_some()), available)
 }
 
 impl OpenOptions {

@@ -12,6 +12,7 @@ use bench_kernels::{Exec, Variant};
 use crate::Error;
 
 mod bandwidth;
+pub mod gpu;
 pub mod kernels;
 
 pub use bandwidth::bandwidth;

@@ -225,6 +225,28 @@ pub trait WeightSource: Send + Sync {
     /// The tensor `name`, checked to have `shape`; the error names file and tensor.
     fn tensor(&self, name: &str, shape: &[usize]) -> Result<HostTensor, Error>;
     fn contains(&self, name: &str) -> bool;
+    /// How the tensor `name` is made, if it is generated: a device can then make it itself, with the same bits.
+    fn recipe(&self, _name: &str) -> Option<Recipe> {
+        None
+    }
+}
+
+/// A generated tensor: random words `number` 0, 1, .. of the stream `key`, turned into values.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Recipe {
+    pub key: u64,
+    pub fill: Fill,
+}
+
+/// How the values of a generated tensor are distributed.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Fill {
+    /// bf16, uniform with this mean and standard deviation.
+    Uniform { mean: f32, std: f32 },
+    /// MXFP4 codes, all sixteen equally likely.
+    Codes,
+    /// MXFP4 exponents `low` or `low + 1`, the latter for `high_of_256` of 256 blocks.
+    Exponents { low: u8, high_of_256: u8 },
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use bench_core::spec;
 use bench_core::target::TargetError;
 use bench_engine::config::{ExpertDtype, LayerType, ModelConfig};
 use bench_engine::layout::{self, Role};
+use bench_engine::place::Place;
 use bench_engine::source::ModelRef;
 use bench_engine::{
     ActivationDtype, DenseDtype, Exec, KvDtype, LoadOptions, MatmulPrecision, Stored, system,
@@ -41,6 +42,7 @@ pub fn load_options(dtypes: Dtypes, layers: Option<u32>) -> LoadOptions {
         }),
         num_layers: layers.map(|l| l as usize),
         exec: Exec::shared(),
+        place: Place::Host,
     }
 }
 
@@ -64,7 +66,7 @@ pub fn facts(config: &ModelConfig, options: &LoadOptions) -> ModelFacts {
         dense_dtype: Some(options.dense_dtype.name().to_owned()),
         matmul_precision: Some(options.matmul_precision.name().to_owned()),
         kv_dtype: Some(options.kv().name().to_owned()),
-        kernels: system::kernel_variant().to_owned(),
+        kernels: options.place.title().unwrap_or_else(|| system::kernel_variant().to_owned()),
         shape: shape(config, options),
     }
 }

@@ -40,9 +40,14 @@ impl ModelPlan {
     }
 }
 
-/// Our engine is held to the reference in f32; servers keep their cache in 16 bits unless told otherwise.
-pub(super) fn usual_activations(kind: TargetKind) -> ActivationDtype {
-    if kind == TargetKind::Http { ActivationDtype::Bf16 } else { ActivationDtype::F32 }
+/// Our engine is held to the reference in f32 on the CPU; servers keep their cache in 16 bits unless told otherwise, and
+/// on GPUs everyone computes so.
+pub fn usual_activations(kind: TargetKind, device: &str) -> ActivationDtype {
+    match (kind, device) {
+        (TargetKind::Http, _) => ActivationDtype::Bf16,
+        (TargetKind::Engine, device) if device != "cpu" => ActivationDtype::Bf16,
+        _ => ActivationDtype::F32,
+    }
 }
 
 /// What is run where neither study nor flags say: on the CPU 16-bit integers, whose distance from f32 is far below

@@ -198,7 +198,7 @@ fn dequantize(blocks: &HostTensor, scales: &HostTensor, shape: [usize; 3]) -> Re
 }
 
 /// bf16 `[experts, in, out]` to `[experts, out, in]`.
-fn transpose(stored: &HostTensor, shape: [usize; 3]) -> Result<HostTensor> {
+pub(crate) fn transpose(stored: &HostTensor, shape: [usize; 3]) -> Result<HostTensor> {
     let [_, rows, cols] = shape;
     let from = stored.as_bf16()?;
     new_tensor::<bf16>(stored, TensorDtype::Bf16, shape.to_vec(), cols, |row, out| {

@@ -5,7 +5,8 @@
 
 mod dense;
 mod gpt_oss;
-mod load;
+pub(crate) mod load;
+mod logits;
 mod pack;
 mod step;
 
@@ -17,11 +18,13 @@ use candle_core::{Device, Tensor};
 use crate::cache::Sequence;
 use crate::config::{Architecture, ExpertDtype, ModelConfig};
 use crate::error::{Error, Result};
-use crate::hooks::{Hooks, Site};
+use crate::hooks::{Hooks, Routing, Site};
 use crate::ops::kernel_error;
 use crate::ops::rope::Angles;
+use crate::place::Place;
 use crate::rope::RotaryEmbedding;
 use crate::weights::WeightSource;
+pub use logits::Logits;
 pub use step::Workspace;
 pub(crate) use step::{Span, Step};
 
@@ -85,6 +88,7 @@ pub struct LoadOptions {
     pub kv_dtype: Option<KvDtype>,
     /// Instruction set and threads.
     pub exec: bench_kernels::Exec,
+    pub place: Place,
     /// Only the first layers; `None` for all.
     pub num_layers: Option<usize>,
 }
@@ -101,6 +105,8 @@ pub struct Progress {
 enum Transformer {
     GptOss(gpt_oss::Transformer),
     Dense(dense::Transformer),
+    #[cfg(feature = "cuda")]
+    Cuda(crate::cuda::Transformer),
 }
 
 /// A loaded model; it has no state of its own, so that several threads may run it with their own sequences.
@@ -139,6 +145,13 @@ impl Model {
         };
         let kv_dtype = options.kv();
         kv_dtype.check(config.head_dim).map_err(kernel_error("kv cache"))?;
+        let rope = RotaryEmbedding::new(config.head_dim, config.rope_theta, &config.rope_scaling);
+        #[cfg(feature = "cuda")]
+        if let Place::Cuda(device) = &options.place {
+            let model = crate::cuda::Transformer::build(device, &config, weights, options, &rope, progress)?;
+            let weights_bytes = model.weights_bytes();
+            return Ok(Self::of(config, options, rope, Transformer::Cuda(model), weights_bytes));
+        }
         let mut loader = load::Loader::new(weights, options, config.num_hidden_layers, progress);
         let transformer = match config.architecture {
             Architecture::GptOss => Transformer::GptOss(gpt_oss::Transformer::load(&mut loader, &config)?),
@@ -147,17 +160,26 @@ impl Model {
             }
         };
         let weights_bytes = loader.bytes();
-        let rope = RotaryEmbedding::new(config.head_dim, config.rope_theta, &config.rope_scaling);
-        Ok(Self {
+        Ok(Self::of(config, options, rope, transformer, weights_bytes))
+    }
+
+    fn of(
+        config: ModelConfig,
+        options: &LoadOptions,
+        rope: RotaryEmbedding,
+        transformer: Transformer,
+        weights_bytes: u64,
+    ) -> Self {
+        Self {
             config,
             exec: options.exec.clone(),
             activation_dtype: options.activation_dtype,
-            kv_dtype,
+            kv_dtype: options.kv(),
             precision: options.matmul_precision,
             rope,
             transformer,
             weights_bytes,
-        })
+        }
     }
 
     pub fn config(&self) -> &ModelConfig {
@@ -175,12 +197,36 @@ impl Model {
 
     /// A sequence without tokens.
     pub fn sequence(&self) -> Sequence {
+        #[cfg(feature = "cuda")]
+        if let Transformer::Cuda(model) = &self.transformer {
+            return Sequence::on_device(model.cache(&self.config), self.kv_dtype);
+        }
         Sequence::new(&self.config, self.kv_dtype)
     }
 
     /// Memory for forward passes, empty at first. Whoever runs many passes keeps one.
     pub fn workspace(&self) -> Workspace {
-        Workspace::default()
+        Workspace {
+            #[cfg(feature = "cuda")]
+            device: match &self.transformer {
+                Transformer::Cuda(model) => Some(model.lease()),
+                _ => None,
+            },
+            ..Workspace::default()
+        }
+    }
+
+    /// The experts that passes in `workspace` touched since the last call, where a device counts them; on the host
+    /// it is the hooks of a pass that know ([`Hooks::routing`]).
+    ///
+    /// # Errors
+    /// A device that fails.
+    pub fn take_routing(&self, workspace: &mut Workspace) -> Result<Option<Routing>> {
+        #[cfg(feature = "cuda")]
+        if workspace.device.is_some() {
+            return workspace.device()?.take_routing().map(Some);
+        }
+        Ok(None)
     }
 
     /// Runs `ids[i]` through sequence i, at most `chunk` tokens of each at a time, without padding.
@@ -237,9 +283,9 @@ impl Model {
         ids: &[&[u32]],
         chunk: usize,
         hooks: &mut Hooks<'_>,
-    ) -> Result<&'w [f32]> {
+    ) -> Result<Logits<'w>> {
         self.run(workspace, sequences, |i| ids[i], ids.len(), chunk, hooks, Keep::Last)?;
-        Ok(workspace.logits.values())
+        Ok(Logits::new(workspace))
     }
 
     /// As [`Model::decode_step`], in memory that is kept. Without hooks, a step like the one before takes nothing
@@ -250,9 +296,9 @@ impl Model {
         sequences: &mut [&mut Sequence],
         ids: &[u32],
         hooks: &mut Hooks<'_>,
-    ) -> Result<&'w [f32]> {
+    ) -> Result<Logits<'w>> {
         self.run(workspace, sequences, |i| &ids[i..=i], ids.len(), 1, hooks, Keep::Last)?;
-        Ok(workspace.logits.values())
+        Ok(Logits::new(workspace))
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -268,6 +314,11 @@ impl Model {
     ) -> Result<()> {
         self.check(sequences, &ids, count, hooks)?;
         let chunk = chunk.max(1);
+        #[cfg(feature = "cuda")]
+        if let Transformer::Cuda(model) = &self.transformer {
+            let input = crate::cuda::Input { ids: &ids, count, chunk, all: keep == Keep::All };
+            return model.run(ws.device()?, sequences, &input, hooks);
+        }
         let (longest, all) = (0..count).map(|i| ids(i).len()).fold((0, 0), |(m, n), l| (m.max(l), n + l));
         ws.kept.reshape(if keep == Keep::All { all } else { count }, self.config.hidden_size);
         for start in (0..longest).step_by(chunk) {
@@ -355,6 +406,8 @@ impl Model {
             match &self.transformer {
                 Transformer::GptOss(t) => t.forward(&ids, ws, &mut step),
                 Transformer::Dense(t) => t.forward(&ids, ws, &mut step),
+                #[cfg(feature = "cuda")]
+                Transformer::Cuda(_) => Err(Error::OtherSequence),
             }
         });
         if ran.is_ok() {
@@ -388,6 +441,8 @@ impl Model {
         match &self.transformer {
             Transformer::GptOss(t) => t.unembed(ws, &mut step)?,
             Transformer::Dense(t) => t.unembed(ws, &mut step)?,
+            #[cfg(feature = "cuda")]
+            Transformer::Cuda(_) => return Err(Error::OtherSequence),
         }
         step.at(Site::Logits, &mut ws.logits)?;
         let count = non_finite_count(self.exec.variant(), ws.logits.values());
@@ -401,7 +456,14 @@ impl Model {
 
 impl Workspace {
     /// The logits of the last pass as a tensor of their own.
-    fn into_logits(self) -> Result<Tensor> {
+    fn into_logits(mut self) -> Result<Tensor> {
+        #[cfg(feature = "cuda")]
+        if self.device.is_some() {
+            let device = self.device()?;
+            let vocab = device.vocab();
+            let values = device.logits()?;
+            return Ok(Tensor::from_slice(values, &[values.len() / vocab, vocab], &Device::Cpu)?);
+        }
         let shape = [self.logits.rows(), self.logits.cols()];
         Ok(Tensor::from_slice(self.logits.values(), &shape, &Device::Cpu)?)
     }

@@ -42,6 +42,21 @@ pub struct Workspace {
     pub(crate) spans: Vec<Span>,
     pub(crate) ids: Vec<u32>,
     pub(crate) angles: Angles,
+    /// What a device works in, of models that run on one.
+    #[cfg(feature = "cuda")]
+    pub(crate) device: Option<crate::cuda::Leased>,
+}
+
+impl Workspace {
+    /// What the device works in.
+    ///
+    /// # Errors
+    /// A workspace of a model on the host.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn device(&mut self) -> Result<&mut crate::cuda::DeviceWorkspace> {
+        let leased = self.device.as_mut().and_then(crate::cuda::Leased::get);
+        leased.ok_or(crate::Error::OtherSequence)
+    }
 }
 
 /// One forward pass.

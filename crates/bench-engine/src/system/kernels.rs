@@ -52,6 +52,8 @@ pub enum KernelsError {
     Threads(#[from] bench_kernels::Error),
     #[error("memory for the weights of the kernels: {0}")]
     Memory(String),
+    #[error(transparent)]
+    Gpu(#[from] bench_kernels::cuda::GpuError),
 }
 
 impl KernelsError {
@@ -94,7 +96,7 @@ pub fn kernels(
 }
 
 /// What kernels see of a model.
-fn shapes(config: &ModelConfig) -> Shapes {
+pub(super) fn shapes(config: &ModelConfig) -> Shapes {
     Shapes {
         hidden: config.hidden_size,
         intermediate: config.intermediate_size,

@@ -9,6 +9,7 @@ use bench_core::event::{EventKind, FailureKind};
 use bench_core::plan::{Cell, ModelPlan, Plan, Sampling};
 use bench_core::shape::ModelFacts;
 use bench_core::target::{Recorder, Request, StopFlag, Target, TargetError};
+use bench_engine::place::Place;
 use bench_engine::{Exec, system};
 use generate::generate;
 use load::{Key, Loaded};
@@ -17,6 +18,7 @@ pub struct EngineTarget {
     plan: Plan,
     /// Instruction set and threads, the same for all models.
     exec: Exec,
+    place: Place,
     /// Loaded models, the one in use last. More than one only when all of the plan fit in memory together.
     loaded: Vec<Loaded>,
     /// That of the model prepared last; another label of the same model may sample differently.
@@ -29,13 +31,10 @@ impl EngineTarget {
     /// # Errors
     /// A device that the engine does not run on, or threads that cannot be started.
     pub fn new(plan: &Plan) -> Result<Self, TargetError> {
-        let device = &plan.target.device;
-        if device != "cpu" {
-            return Err(TargetError(format!("device \"{device}\" is not supported yet; valid: \"cpu\"")));
-        }
+        let place = Place::open(&plan.target.device).map_err(|e| TargetError(e.to_string()))?;
         let threads = plan.target.threads.map(|t| t as usize);
         let exec = system::exec(threads, plan.target.pin_threads).map_err(|e| TargetError(e.to_string()))?;
-        Ok(Self { plan: plan.clone(), exec, loaded: Vec::new(), sampling: None })
+        Ok(Self { plan: plan.clone(), exec, place, loaded: Vec::new(), sampling: None })
     }
 
     fn current(&self) -> Result<&Loaded, TargetError> {
@@ -59,10 +58,10 @@ impl Target for EngineTarget {
             self.loaded.push(model);
         } else {
             let held = self.loaded.iter().map(|l| l.facts.weights_bytes).sum();
-            if !load::fit_together(&self.plan, held) {
+            if !load::fit_together(&self.plan, held, &self.place) {
                 self.loaded.clear();
             }
-            let loaded = load::load(&self.plan, model, &self.exec, progress)?;
+            let loaded = load::load(&self.plan, model, &self.exec, &self.place, progress)?;
             self.loaded.push(loaded);
         }
         self.sampling = Some(model.sampling.clone());

@@ -9,7 +9,7 @@ use bench_core::plan::{Sampling, TargetPlan};
 use bench_core::shape::Touched;
 use bench_core::target::{Recorder, Request, StopFlag};
 use bench_engine::sampling::{Sampler, SamplingParams};
-use bench_engine::{Hooks, Result, Routing, Sequence, Workspace};
+use bench_engine::{Hooks, Logits, Result, Routing, Sequence, Workspace};
 
 /// One request on its way, kept to the end of its batch: its cache is what the memory of the batch is.
 struct Running {
@@ -102,7 +102,7 @@ fn prefill<'w>(
     running: &mut [Running],
     workspace: &'w mut Workspace,
     hooks: &mut Hooks<'_>,
-) -> Result<&'w [f32]> {
+) -> Result<Logits<'w>> {
     let ids: Vec<&[u32]> = requests.iter().map(|r| r.prompt.as_slice()).collect();
     let mut sequences: Vec<_> = running.iter_mut().map(|r| &mut r.sequence).collect();
     let chunk = target.prefill_chunk as usize;
@@ -115,7 +115,7 @@ fn decode<'w>(
     running: &mut [Running],
     workspace: &'w mut Workspace,
     hooks: &mut Hooks<'_>,
-) -> Result<&'w [f32]> {
+) -> Result<Logits<'w>> {
     let open = running.iter_mut().filter(|r| is_open(r));
     let (mut sequences, ids): (Vec<_>, Vec<u32>) = open.map(|r| (&mut r.sequence, r.last)).unzip();
     loaded.model.decode_step_in(workspace, &mut sequences, &ids, hooks)
@@ -126,12 +126,11 @@ fn take(
     loaded: &Loaded,
     requests: &[Request],
     running: &mut [Running],
-    logits: &[f32],
+    mut logits: Logits<'_>,
     recorder: &mut Recorder<'_>,
 ) -> Result<()> {
-    let rows = logits.chunks_exact(loaded.model.config().vocab_size);
-    for (request, row) in running.iter_mut().filter(|r| is_open(r)).zip(rows) {
-        request.last = request.sampler.sample(row, &loaded.suppressed)?;
+    for (row, request) in running.iter_mut().filter(|r| is_open(r)).enumerate() {
+        request.last = logits.sample(row, &mut request.sampler, &loaded.suppressed)?;
         request.left -= 1;
         recorder.record(request.slot, EventKind::Tokens { count: 1, channel: Channel::Unknown });
     }

@@ -7,11 +7,12 @@ use bench_core::plan::{Dtypes, ModelPlan, Plan, derive_seed};
 use bench_core::shape::ModelFacts;
 use bench_core::spec::Chat;
 use bench_core::target::TargetError;
+use bench_engine::place::Place;
 use bench_engine::session::{self, ChatOptions, OpenOptions, Session};
 use bench_engine::source::ModelRef;
 use bench_engine::text::harmony::ReasoningEffort;
 use bench_engine::text::{PromptBuilder, Split};
-use bench_engine::{Error, Exec, Model, preflight, system};
+use bench_engine::{Error, Exec, Model, preflight};
 
 /// Tokens at which a turn or text ends, in the formats that are in use.
 const END_TOKENS: [&str; 8] = [
@@ -58,11 +59,12 @@ pub(super) fn load(
     plan: &Plan,
     model: &ModelPlan,
     exec: &Exec,
+    place: &Place,
     progress: &mut dyn FnMut(f64),
 ) -> Result<Loaded, TargetError> {
     let fail = |e: Error| TargetError(format!("model \"{}\": {e}", model.label));
     let mut options = options(plan, model).map_err(fail)?;
-    options.load.exec = exec.clone();
+    (options.load.exec, options.load.place) = (exec.clone(), place.clone());
     let mut fraction = |p: bench_engine::Progress| progress(p.done as f64 / p.total.max(1) as f64);
     let session = session::open(&model.id, &options, &mut fraction).map_err(fail)?;
     let prompts = |split| prompts(plan, &session, split).map_err(fail);
@@ -81,7 +83,7 @@ pub(super) fn load(
 
 /// Whether all models of the plan fit at once in half of what is free and already loaded (`loaded` bytes). A
 /// model that is not understood does not count: its own load will say why.
-pub(super) fn fit_together(plan: &Plan, loaded: u64) -> bool {
+pub(super) fn fit_together(plan: &Plan, loaded: u64, place: &Place) -> bool {
     let need = |model: &ModelPlan| -> Result<u64, Error> {
         let options = options(plan, model)?;
         let mut config = ModelRef::parse(&model.id)?.config()?;
@@ -95,7 +97,7 @@ pub(super) fn fit_together(plan: &Plan, loaded: u64) -> bool {
     };
     let distinct = plan.models.iter().enumerate().filter(is_first);
     let needed: u64 = distinct.filter_map(|(_, model)| need(model).ok()).sum();
-    system::available_memory().is_some_and(|free| needed <= u64::midpoint(free, loaded))
+    preflight::available(place).is_some_and(|free| needed <= u64::midpoint(free, loaded))
 }
 
 /// The plan's settings; context and batch are the largest of the cells that this model in memory serves.
@@ -142,7 +144,8 @@ mod tests {
     fn end_tokens_are_suppressed_and_prompts_exact() {
         let plan = plan(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/gpt-oss-tiny"));
         let mut fractions = Vec::new();
-        let loaded = load(&plan, &plan.models[0], &Exec::shared(), &mut |f| fractions.push(f)).unwrap();
+        let loaded =
+            load(&plan, &plan.models[0], &Exec::shared(), &Place::Host, &mut |f| fractions.push(f)).unwrap();
         // golden/README.md: `<|return|>` 494, `<|end|>` 499, `<|call|>` 504.
         assert!([494, 499, 504].iter().all(|id| loaded.suppressed.contains(id)), "{:?}", loaded.suppressed);
         assert!(fractions.is_sorted() && fractions.last() == Some(&1.0), "{fractions:?}");
@@ -163,11 +166,12 @@ mod tests {
         for cell in &mut plan.cells {
             (cell.prompt_tokens, cell.batch) = (100_000, 10_000);
         }
-        let error = load(&plan, &plan.models[0], &Exec::shared(), &mut |_| panic!("nothing is loaded"))
-            .err()
-            .unwrap();
+        let error =
+            load(&plan, &plan.models[0], &Exec::shared(), &Place::Host, &mut |_| panic!("nothing is loaded"))
+                .err()
+                .unwrap();
         let error = error.to_string();
         assert!(error.starts_with("model \"gpt-oss-120b\": ") && error.contains("GiB"), "{error}");
-        assert!(!fit_together(&plan, 0));
+        assert!(!fit_together(&plan, 0, &Place::Host));
     }
 }
