@@ -12,7 +12,7 @@ use bench_kernels::pool::{Pool, PoolOptions};
 use bench_kernels::{Exec, Variant};
 
 use crate::checkpoint::golden;
-use crate::golden_model::Golden;
+use crate::golden_model::open;
 
 fn exec(variant: Variant, threads: usize) -> Exec {
     let options = PoolOptions { threads: Some(threads), ..PoolOptions::default() };
@@ -27,7 +27,7 @@ fn logits(model: &Model, ids: &[u32]) -> Vec<f32> {
     let mut workspace = model.workspace();
     for id in [3, 1, 4] {
         let step = model.decode_step_in(&mut workspace, &mut [&mut sequence], &[id], &mut Hooks::none());
-        logits.extend_from_slice(step.unwrap());
+        logits.extend_from_slice(step.unwrap().values().unwrap());
     }
     logits
 }
@@ -36,9 +36,9 @@ fn logits(model: &Model, ids: &[u32]) -> Vec<f32> {
 fn every_instruction_set_equals_the_reference() {
     let mut compared = 0;
     for name in ["gpt-oss-tiny", "qwen3-tiny", "llama-tiny"] {
-        let gold = Golden::open(&format!("goldens/{name}/p70.safetensors"));
-        let ids: Vec<u32> = gold.get("ids.prompt").iter().map(|&id| id as u32).collect();
-        let expected = gold.get("logits.prefill");
+        let gold = open(&format!("goldens/{name}/p70.safetensors"));
+        let ids = gold.ids("ids.prompt").unwrap();
+        let expected = gold.get("logits.prefill").unwrap();
         for variant in Variant::available() {
             let config = ModelConfig::from_folder(&golden(name)).unwrap();
             let folder = Folder::open(&golden(name)).unwrap();

@@ -4,50 +4,24 @@
 
 #![allow(clippy::print_stdout)] // the largest difference of each comparison
 
-use std::collections::BTreeMap;
 use std::fs;
+use std::path::Path;
 
 use bench_engine::checkpoint::Folder;
 use bench_engine::config::{ExpertDtype, ModelConfig};
+use bench_engine::parity::{Golden, MODELS, Options, batch_of_two, compare, steps};
+use bench_engine::place::Place;
 use bench_engine::{ActivationDtype, Error, Hooks, LoadOptions, Model, Sequence};
 use candle_core::{DType, Device, Tensor};
-use safetensors::{Dtype, SafeTensors};
 
 use crate::checkpoint::golden;
 
 /// Absolute, f32 engine against f32 reference.
 const TOLERANCE: f32 = 5e-4;
 
-/// A golden file: values as f32, integers included (all are small).
-pub(crate) struct Golden(pub(crate) BTreeMap<String, (Vec<usize>, Vec<f32>)>);
-
-impl Golden {
-    pub(crate) fn open(path: &str) -> Self {
-        let bytes = fs::read(golden(path)).unwrap();
-        let tensors = SafeTensors::deserialize(&bytes).unwrap();
-        let values = |t: &safetensors::tensor::TensorView<'_>| -> Vec<f32> {
-            let data = t.data();
-            match t.dtype() {
-                Dtype::F32 => data.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
-                Dtype::F64 => data.as_chunks().0.iter().map(|b| f64::from_le_bytes(*b) as f32).collect(),
-                Dtype::I64 => data.as_chunks().0.iter().map(|b| i64::from_le_bytes(*b) as f32).collect(),
-                Dtype::BF16 => {
-                    data.as_chunks().0.iter().map(|b| half::bf16::from_le_bytes(*b).to_f32()).collect()
-                }
-                Dtype::U8 => data.iter().map(|b| f32::from(*b)).collect(),
-                other => panic!("{other:?}"),
-            }
-        };
-        Self(tensors.iter().map(|(name, t)| (name.to_owned(), (t.shape().to_vec(), values(&t)))).collect())
-    }
-
-    pub(crate) fn get(&self, name: &str) -> &[f32] {
-        &self.0.get(name).unwrap_or_else(|| panic!("no tensor {name}")).1
-    }
-
-    fn ids(&self, name: &str) -> Vec<u32> {
-        self.get(name).iter().map(|&id| id as u32).collect()
-    }
+/// The reference file at `path` below the golden folder.
+pub(crate) fn open(path: &str) -> Golden {
+    Golden::open(&golden(path)).unwrap()
 }
 
 fn load(name: &str, activation_dtype: ActivationDtype, expert_dtype: ExpertDtype) -> Model {
@@ -140,11 +114,11 @@ fn site_of(name: &str) -> Option<String> {
 
 /// Every tensor of one golden file: the prompt in one pass, then 24 greedy steps.
 fn check_prompt(model: &Model, folder: &str, prompt: &str, differences: &mut Differences) {
-    let gold = Golden::open(&format!("goldens/{folder}/{prompt}.safetensors"));
-    let (ids, greedy) = (gold.ids("ids.prompt"), gold.ids("ids.greedy"));
+    let gold = open(&format!("goldens/{folder}/{prompt}.safetensors"));
+    let (ids, greedy) = (gold.ids("ids.prompt").unwrap(), gold.ids("ids.greedy").unwrap());
     let vocab = model.config().vocab_size;
     let sites: Vec<(String, String)> =
-        gold.0.keys().filter_map(|name| Some((name.clone(), site_of(name)?))).collect();
+        gold.names().filter_map(|name| Some((name.to_owned(), site_of(name)?))).collect();
     let of = |decode: bool| sites.iter().filter(move |(name, _)| name.starts_with("decode.") == decode);
     let read = |decode: bool| {
         let names: Vec<&str> = of(decode).map(|(_, site)| site.as_str()).collect();
@@ -154,12 +128,12 @@ fn check_prompt(model: &Model, folder: &str, prompt: &str, differences: &mut Dif
     let (mut sequence, mut hooks) = (model.sequence(), read(false));
     let logits = model.forward_all(&mut [&mut sequence], &[&ids], usize::MAX, &mut hooks).unwrap();
     let logits = vec(&logits);
-    differences.add(&format!("{prompt} logits.prefill"), &logits, gold.get("logits.prefill"));
+    differences.add(&format!("{prompt} logits.prefill"), &logits, gold.get("logits.prefill").unwrap());
     for (name, site) in of(false) {
         let values = hooks.take(site);
         assert_eq!(values.len(), 1, "{site}");
-        assert_eq!(values[0].dims(), gold.0[name].0, "{site}");
-        differences.add(&format!("{prompt} {name}"), &vec(&values[0]), gold.get(name));
+        assert_eq!(values[0].dims(), gold.shape(name).unwrap(), "{site}");
+        differences.add(&format!("{prompt} {name}"), &vec(&values[0]), gold.get(name).unwrap());
     }
 
     let (mut hooks, mut steps) = (read(true), logits[logits.len() - vocab..].to_vec());
@@ -167,10 +141,10 @@ fn check_prompt(model: &Model, folder: &str, prompt: &str, differences: &mut Dif
         assert_eq!(argmax(&steps[i * vocab..]), id, "{prompt}: greedy id {i}");
         steps.extend(vec(&model.decode_step(&mut [&mut sequence], &[id], &mut hooks).unwrap()));
     }
-    differences.add(&format!("{prompt} logits.steps"), &steps, gold.get("logits.steps"));
+    differences.add(&format!("{prompt} logits.steps"), &steps, gold.get("logits.steps").unwrap());
     for (name, site) in of(true) {
         let values: Vec<f32> = hooks.take(site).iter().flat_map(vec).collect();
-        differences.add(&format!("{prompt} {name}"), &values, gold.get(name));
+        differences.add(&format!("{prompt} {name}"), &values, gold.get(name).unwrap());
     }
     assert_eq!(sequence.len(), ids.len() + greedy.len());
 }
@@ -206,50 +180,23 @@ fn llama_equals_the_reference() {
     check_model("llama-tiny", ExpertDtype::Native, 67);
 }
 
-/// Logits of the last prompt position, then of each step that feeds the next of `fed`.
-fn steps(model: &Model, prompts: &[&[u32]], fed: &[&[u32]], chunk: usize) -> Vec<Vec<f32>> {
-    let mut sequences: Vec<Sequence> = prompts.iter().map(|_| model.sequence()).collect();
-    let mut sequences: Vec<&mut Sequence> = sequences.iter_mut().collect();
-    let vocab = model.config().vocab_size;
-    let mut hooks = Hooks::none();
-    let mut logits = vec(&model.prefill(&mut sequences, prompts, chunk, &mut hooks).unwrap());
-    let mut rows: Vec<Vec<f32>> = logits.chunks(vocab).map(<[f32]>::to_vec).collect();
-    for i in 0..fed[0].len() {
-        let ids: Vec<u32> = fed.iter().map(|f| f[i]).collect();
-        logits = vec(&model.decode_step(&mut sequences, &ids, &mut hooks).unwrap());
-        for (row, logits) in rows.iter_mut().zip(logits.chunks(vocab)) {
-            row.extend_from_slice(logits);
-        }
-    }
-    rows
-}
-
-/// The two prompts of `batch2` without their padding, and their greedy continuations.
-fn batch_of_two(gold: &Golden) -> (Vec<Vec<u32>>, Vec<Vec<u32>>) {
-    let (ids, mask, greedy) = (gold.ids("ids.input"), gold.ids("ids.mask"), gold.ids("ids.greedy"));
-    let rows = ids.chunks(ids.len() / 2).zip(mask.chunks(mask.len() / 2));
-    let prompts =
-        rows.map(|(ids, mask)| ids.iter().zip(mask).filter(|(_, m)| **m == 1).map(|(id, _)| *id).collect());
-    (prompts.collect(), greedy.chunks(greedy.len() / 2).map(<[u32]>::to_vec).collect())
-}
-
 #[test]
 fn a_batch_of_two_equals_the_single_runs() {
     for name in ["gpt-oss-tiny", "gpt-oss-tiny-bf16", "qwen3-tiny", "llama-tiny"] {
         let model = load_f32(name);
-        let gold = Golden::open(&format!("goldens/{}/batch2.safetensors", name.trim_end_matches("-bf16")));
-        let (prompts, greedy) = batch_of_two(&gold);
+        let gold = open(&format!("goldens/{}/batch2.safetensors", name.trim_end_matches("-bf16")));
+        let (prompts, greedy): (Vec<_>, Vec<_>) = batch_of_two(&gold).unwrap().into_iter().unzip();
         assert_eq!(prompts.iter().map(Vec::len).collect::<Vec<_>>(), [9, 23]);
         let (prompts, fed): (Vec<&[u32]>, Vec<&[u32]>) =
             (prompts.iter().map(Vec::as_slice).collect(), greedy.iter().map(Vec::as_slice).collect());
         let mut differences = Differences::default();
         for chunk in [64, 5] {
-            let batch = steps(&model, &prompts, &fed, chunk);
-            differences.add(&format!("chunk {chunk}"), &batch.concat(), gold.get("logits.steps"));
+            let batch = steps(&model, &prompts, &fed, chunk).unwrap();
+            differences.add(&format!("chunk {chunk}"), &batch.concat(), gold.get("logits.steps").unwrap());
             for i in 0..2 {
                 let ids: Vec<u32> = batch[i].chunks(model.config().vocab_size).map(argmax).collect();
                 assert_eq!(ids[..24], greedy[i]);
-                let single = steps(&model, &prompts[i..=i], &fed[i..=i], 64);
+                let single = steps(&model, &prompts[i..=i], &fed[i..=i], 64).unwrap();
                 differences.add(&format!("row {i} against a single run"), &batch[i], &single[0]);
             }
         }
@@ -261,104 +208,79 @@ fn a_batch_of_two_equals_the_single_runs() {
 fn prefill_in_chunks_equals_prefill_in_one() {
     for name in ["gpt-oss-tiny", "qwen3-tiny", "llama-tiny"] {
         let model = load_f32(name);
-        let gold = Golden::open(&format!("goldens/{name}/p70.safetensors"));
-        let (prompt, greedy) = (gold.ids("ids.prompt"), gold.ids("ids.greedy"));
+        let gold = open(&format!("goldens/{name}/p70.safetensors"));
+        let (prompt, greedy) = (gold.ids("ids.prompt").unwrap(), gold.ids("ids.greedy").unwrap());
         let mut differences = Differences::default();
         // Chunks below, at and above the window of 16, and such as leave a rest.
         for chunk in [1, 7, 16, 33, 69, 70, 1000] {
-            let rows = steps(&model, &[&prompt], &[&greedy], chunk);
-            differences.add(&format!("chunk {chunk}"), &rows[0], gold.get("logits.steps"));
+            let rows = steps(&model, &[&prompt], &[&greedy], chunk).unwrap();
+            differences.add(&format!("chunk {chunk}"), &rows[0], gold.get("logits.steps").unwrap());
             let mut sequence = model.sequence();
             let all = model.forward_all(&mut [&mut sequence], &[&prompt], chunk, &mut Hooks::none()).unwrap();
-            differences.add(&format!("chunk {chunk}, all positions"), &vec(&all), gold.get("logits.prefill"));
+            differences.add(
+                &format!("chunk {chunk}, all positions"),
+                &vec(&all),
+                gold.get("logits.prefill").unwrap(),
+            );
         }
         differences.print(&format!("{name}, chunks"), 14);
     }
 }
 
-/// What the reference's script calls distance: rows are next-token logits.
-struct Distance {
-    mean_abs: f64,
-    kl_mean: f64,
-    top1: f64,
-}
-
-fn distance(reference: &[f32], found: &[f32], vocab: usize) -> Distance {
-    assert_eq!(reference.len(), found.len());
-    let log_softmax = |row: &[f32]| -> Vec<f64> {
-        let max = f64::from(row.iter().copied().fold(f32::MIN, f32::max));
-        let sum: f64 = row.iter().map(|&l| (f64::from(l) - max).exp()).sum();
-        row.iter().map(|&l| f64::from(l) - max - sum.ln()).collect()
+/// Everything that `ossbench parity` compares, on the host.
+#[test]
+fn tiny_models_are_within_the_bounds_of_the_references() {
+    let folder = golden("");
+    let activations = [ActivationDtype::F32, ActivationDtype::Bf16];
+    let options = Options { golden: &folder, models: &MODELS, activations: &activations, place: Place::Host };
+    let found = compare(&options, |row| println!("{row:?}")).unwrap();
+    assert_eq!(found.failures, []);
+    let wrong: Vec<_> = found.rows.iter().filter(|row| !row.holds).collect();
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    assert!(found.hold());
+    // f32: prefill, steps and ids of three prompts and steps and ids of a batch, experts of three prompts if there are
+    // some. bf16: four prompts with two comparisons each, or four where experts are chosen.
+    let count = |model: &str, dtype: &str| {
+        found.rows.iter().filter(|r| (r.model, r.activation_dtype) == (model, dtype)).count()
     };
-    let (mut kl, mut same, mut abs) = (0.0, 0.0, 0.0);
-    let rows = reference.len() / vocab;
-    for (r, f) in reference.chunks(vocab).zip(found.chunks(vocab)) {
-        let (p, q) = (log_softmax(r), log_softmax(f));
-        kl += p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum::<f64>();
-        same += f64::from(u8::from(argmax(r) == argmax(f)));
-        abs += r.iter().zip(f).map(|(a, b)| f64::from((a - b).abs())).sum::<f64>();
+    for model in MODELS {
+        let moe = model.starts_with("gpt-oss");
+        assert_eq!(count(model, "f32"), if moe { 14 } else { 11 }, "{model}");
+        assert_eq!(count(model, "bf16"), if moe { 16 } else { 8 }, "{model}");
     }
-    Distance { mean_abs: abs / reference.len() as f64, kl_mean: kl / rows as f64, top1: same / rows as f64 }
-}
-
-/// The expert choices of every forward pass of an f32 run, by layer.
-type Routing = Vec<Vec<Tensor>>;
-
-/// Logits of prefill and 24 steps of `fed`, with the experts of `forced` where given; and the experts chosen.
-fn routed_steps(model: &Model, prompt: &[u32], fed: &[u32], forced: Option<&Routing>) -> (Vec<f32>, Routing) {
-    let layers = if model.config().moe.is_some() { model.config().num_hidden_layers } else { 0 };
-    let sites: Vec<String> = (0..layers).map(|l| format!("expert_index.{l}")).collect();
-    let names: Vec<&str> = sites.iter().map(String::as_str).collect();
-    let mut hooks = Hooks::read(&names).unwrap();
-    for (site, choices) in sites.iter().zip(forced.into_iter().flatten()) {
-        let mut next = choices.iter();
-        hooks = hooks.replace(site, move |_| Ok(next.next().unwrap().clone())).unwrap();
-    }
-    let mut sequence = model.sequence();
-    let mut logits = vec(&model.prefill(&mut [&mut sequence], &[prompt], 1000, &mut hooks).unwrap());
-    for &id in fed {
-        logits.extend(vec(&model.decode_step(&mut [&mut sequence], &[id], &mut hooks).unwrap()));
-    }
-    (logits, names.iter().map(|site| hooks.take(site)).collect())
+    // Activations in bf16 must show.
+    let half = found.rows.iter().filter(|r| r.activation_dtype == "bf16").filter_map(|r| r.difference);
+    assert!(half.map(|d| d.mean_abs).fold(f64::INFINITY, f64::min) > 1e-4);
 }
 
 #[test]
-fn bf16_activations_stay_within_the_distances_of_the_reference() {
-    for name in ["gpt-oss-tiny", "qwen3-tiny", "llama-tiny"] {
-        let (exact, half) = (load_f32(name), load(name, ActivationDtype::Bf16, ExpertDtype::Native));
-        let vocab = exact.config().vocab_size;
-        let reference = Golden::open(&format!("goldens/{name}/bf16.safetensors"));
-        let (batch_prompts, batch_greedy) =
-            batch_of_two(&Golden::open(&format!("goldens/{name}/batch2.safetensors")));
-        for prompt in ["p1", "p9", "p23", "p70"] {
-            let (ids, greedy) = if prompt == "p23" {
-                (batch_prompts[1].clone(), batch_greedy[1].clone())
-            } else {
-                let gold = Golden::open(&format!("goldens/{name}/{prompt}.safetensors"));
-                (gold.ids("ids.prompt"), gold.ids("ids.greedy"))
-            };
-            let (f32_logits, routing) = routed_steps(&exact, &ids, &greedy, None);
-            let (free, _) = routed_steps(&half, &ids, &greedy, None);
-            let (forced, used) = routed_steps(&half, &ids, &greedy, Some(&routing));
-            let choices = |r: &Routing| r.iter().flatten().flat_map(vec).collect::<Vec<f32>>();
-            assert_eq!(choices(&used), choices(&routing));
-            assert_eq!(routing.is_empty(), name != "gpt-oss-tiny");
-            let moe = if routing.is_empty() { "" } else { "_f32_routing" };
-            let reference = reference.get(&format!("{prompt}.logits.steps{moe}"));
-            let (d_free, d) = (distance(&f32_logits, &free, vocab), distance(&f32_logits, &forced, vocab));
-            let (d_ref, ours) =
-                (distance(&f32_logits, reference, vocab), distance(reference, &forced, vocab));
-            println!(
-                "{name} {prompt} bf16: mean abs {:.4} (reference {:.4}, between {:.4}), KL {:.5} (reference {:.5}), \
-                 free {:.5}, top-1 {:.2}",
-                d.mean_abs, d_ref.mean_abs, ours.mean_abs, d.kl_mean, d_ref.kl_mean, d_free.kl_mean, d.top1
-            );
-            assert!(d.mean_abs <= 0.15 && d.kl_mean <= 0.01 && d.top1 >= 0.88, "{name} {prompt}");
-            assert!(d_free.kl_mean <= 0.1, "{name} {prompt}");
-            assert!(ours.mean_abs <= 0.15 && ours.kl_mean <= 0.01, "{name} {prompt}");
-            assert!(d.mean_abs > 1e-4, "bf16 activations must show");
-        }
+fn parity_names_what_is_missing_and_what_fails() {
+    let run = |folder: &Path, model| {
+        let options = Options {
+            golden: folder,
+            models: &[model],
+            activations: &[ActivationDtype::F32],
+            place: Place::Host,
+        };
+        compare(&options, |_| {})
+    };
+    let error = run(&golden("text"), "qwen3-tiny").unwrap_err().to_string();
+    assert!(error.contains("has no checkpoint qwen3-tiny") && error.contains("goldens/"), "{error}");
+    let copy = crate::checkpoint::copy_of("qwen3-tiny");
+    let folder = tempfile::tempdir().unwrap();
+    fs::rename(copy.path(), folder.path().join("qwen3-tiny")).unwrap();
+    let error = run(folder.path(), "qwen3-tiny").unwrap_err().to_string();
+    assert!(error.contains("bf16.safetensors"), "{error}");
+    // References of another model: every comparison is made, and fails.
+    fs::create_dir_all(folder.path().join("goldens/qwen3-tiny")).unwrap();
+    for file in ["p1", "p9", "p70", "batch2", "bf16"] {
+        let name = format!("{file}.safetensors");
+        let from = golden(&format!("goldens/llama-tiny/{name}"));
+        fs::copy(from, folder.path().join("goldens/qwen3-tiny").join(name)).unwrap();
     }
+    let found = run(folder.path(), "qwen3-tiny").unwrap();
+    assert!(!found.hold() && found.rows.len() == 11);
+    assert!(found.rows.iter().all(|row| !row.holds), "{found:#?}");
 }
 
 #[test]
@@ -388,11 +310,11 @@ fn fewer_layers_stop_at_the_residual_stream_of_that_layer() {
     let folder = Folder::open(&golden("gpt-oss-tiny")).unwrap();
     let options = LoadOptions { num_layers: Some(2), ..LoadOptions::default() };
     let model = Model::build(config.clone(), &folder, &options, &mut |_| {}).unwrap();
-    let gold = Golden::open("goldens/gpt-oss-tiny/p9.safetensors");
+    let gold = open("goldens/gpt-oss-tiny/p9.safetensors");
     let mut hooks = Hooks::read(&["resid_post.1"]).unwrap();
-    model.prefill(&mut [&mut model.sequence()], &[&gold.ids("ids.prompt")], 64, &mut hooks).unwrap();
+    model.prefill(&mut [&mut model.sequence()], &[&gold.ids("ids.prompt").unwrap()], 64, &mut hooks).unwrap();
     let mut differences = Differences::default();
-    differences.add("resid_post.1", &vec(&hooks.take("resid_post.1")[0]), gold.get("hidden.layer1"));
+    differences.add("resid_post.1", &vec(&hooks.take("resid_post.1")[0]), gold.get("hidden.layer1").unwrap());
     differences.print("two layers", 1);
     assert!(model.weights_bytes() < load_f32("gpt-oss-tiny").weights_bytes());
     let options = LoadOptions { num_layers: Some(5), ..LoadOptions::default() };

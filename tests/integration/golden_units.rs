@@ -6,7 +6,7 @@ use bench_engine::config::RopeScaling;
 use bench_engine::rope::RotaryEmbedding;
 use bench_kernels::mxfp4;
 
-use crate::golden_model::Golden;
+use crate::golden_model::open;
 
 fn bytes(values: &[f32]) -> Vec<u8> {
     values.iter().map(|v| *v as u8).collect()
@@ -23,12 +23,13 @@ fn assert_same(what: &str, found: &[f32], expected: &[f32]) {
 
 #[test]
 fn mxfp4_decodes_to_the_exact_values() {
-    let gold = Golden::open("units/mxfp4.safetensors");
-    assert_same("fp4.value", &mxfp4::FP4_VALUES, gold.get("fp4.value"));
+    let gold = open("units/mxfp4.safetensors");
+    assert_same("fp4.value", &mxfp4::FP4_VALUES, gold.get("fp4.value").unwrap());
     for name in ["table", "random"] {
-        let expected = gold.get(&format!("{name}.exact"));
+        let expected = gold.get(&format!("{name}.exact")).unwrap();
         let mut found = vec![f32::NAN; expected.len()];
-        let (blocks, scales) = (gold.get(&format!("{name}.blocks")), gold.get(&format!("{name}.scales")));
+        let (blocks, scales) =
+            (gold.get(&format!("{name}.blocks")).unwrap(), gold.get(&format!("{name}.scales")).unwrap());
         mxfp4::dequantize(&bytes(blocks), &bytes(scales), &mut found).unwrap();
         assert_same(name, &found, expected);
     }
@@ -37,10 +38,11 @@ fn mxfp4_decodes_to_the_exact_values() {
 
 #[test]
 fn the_quantizer_makes_the_codes_of_the_reference() {
-    let gold = Golden::open("units/mxfp4.safetensors");
-    let (blocks, scales) = (bytes(gold.get("quantize.blocks")), bytes(gold.get("quantize.scales")));
+    let gold = open("units/mxfp4.safetensors");
+    let (blocks, scales) =
+        (bytes(gold.get("quantize.blocks").unwrap()), bytes(gold.get("quantize.scales").unwrap()));
     let (mut found_blocks, mut found_scales) = (vec![0; blocks.len()], vec![0; scales.len()]);
-    mxfp4::quantize(gold.get("quantize.input"), &mut found_blocks, &mut found_scales).unwrap();
+    mxfp4::quantize(gold.get("quantize.input").unwrap(), &mut found_blocks, &mut found_scales).unwrap();
     assert_eq!((found_scales, found_blocks), (scales, blocks));
 }
 
@@ -56,7 +58,7 @@ fn relative(found: f32, expected: f32) -> f32 {
 
 #[test]
 fn yarn_is_that_of_gpt_oss() {
-    let gold = Golden::open("units/rope.safetensors");
+    let gold = open("units/rope.safetensors");
     let yarn = |truncate| RopeScaling::Yarn {
         factor: 32.0,
         beta_fast: 32.0,
@@ -65,15 +67,15 @@ fn yarn_is_that_of_gpt_oss() {
         truncate,
     };
     let rope = RotaryEmbedding::new(64, 150_000.0, &yarn(false));
-    let frequencies = largest(rope.inv_freq(), gold.get("yarn.inv_freq_f64"), relative);
-    let factor = (rope.attention_factor() - gold.get("yarn.attention_factor")[0]).abs();
+    let frequencies = largest(rope.inv_freq(), gold.get("yarn.inv_freq_f64").unwrap(), relative);
+    let factor = (rope.attention_factor() - gold.get("yarn.attention_factor").unwrap()[0]).abs();
     println!("yarn: frequencies {frequencies:.1e} (relative), attention factor {factor:.1e}");
     assert!(frequencies < 1e-6 && factor < 1e-6);
-    assert!(largest(rope.inv_freq(), gold.get("yarn.inv_freq"), relative) < 1e-6);
+    assert!(largest(rope.inv_freq(), gold.get("yarn.inv_freq").unwrap(), relative) < 1e-6);
     let truncated = RotaryEmbedding::new(64, 150_000.0, &yarn(true));
-    assert!(largest(truncated.inv_freq(), gold.get("yarn.inv_freq_if_truncated"), relative) < 1e-6);
+    assert!(largest(truncated.inv_freq(), gold.get("yarn.inv_freq_if_truncated").unwrap(), relative) < 1e-6);
 
-    for (row, position) in gold.get("yarn.positions").iter().enumerate() {
+    for (row, position) in gold.get("yarn.positions").unwrap().iter().enumerate() {
         let (cos, sin) = rope.cos_sin(std::iter::once(*position as usize));
         // Angles are f32: their error grows with the position.
         let tolerance = if *position <= 127.0 {
@@ -85,7 +87,7 @@ fn yarn_is_that_of_gpt_oss() {
         };
         for (name, found) in [("cos", &cos), ("sin", &sin)] {
             for reference in ["", "_f64"] {
-                let expected = &gold.get(&format!("yarn.{name}{reference}"))[row * 32..][..32];
+                let expected = &gold.get(&format!("yarn.{name}{reference}")).unwrap()[row * 32..][..32];
                 let difference = largest(found, expected, |f, e| (f - e).abs());
                 assert!(difference < tolerance, "{name}{reference} at {position}: {difference}");
             }
@@ -95,7 +97,7 @@ fn yarn_is_that_of_gpt_oss() {
 
 #[test]
 fn plain_and_llama3_frequencies_are_those_of_the_published_models() {
-    let gold = Golden::open("units/rope.safetensors");
+    let gold = open("units/rope.safetensors");
     let llama3 = RopeScaling::Llama3 {
         factor: 8.0,
         low_freq_factor: 1.0,
@@ -108,7 +110,7 @@ fn plain_and_llama3_frequencies_are_those_of_the_published_models() {
         ("Llama-3.1-70B", 5e5, llama3),
     ] {
         let rope = RotaryEmbedding::new(128, theta, &scaling);
-        let difference = largest(rope.inv_freq(), gold.get(&format!("{name}.inv_freq")), relative);
+        let difference = largest(rope.inv_freq(), gold.get(&format!("{name}.inv_freq")).unwrap(), relative);
         println!("{name}: frequencies {difference:.1e} (relative)");
         assert!(difference < 1e-6, "{name}");
         assert_eq!(rope.attention_factor(), 1.0);

@@ -11,6 +11,7 @@ mod cli;
 mod cli_http;
 mod compare;
 mod cpu;
+mod cuda;
 mod energy;
 mod fidelity;
 mod golden_model;

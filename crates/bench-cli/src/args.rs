@@ -16,6 +16,7 @@ mod fit;
 mod instrument;
 mod latency;
 mod memory;
+mod parity;
 mod power;
 mod safety;
 mod search;
@@ -35,6 +36,7 @@ pub use fit::{FitArgs, FitAttemptArgs};
 pub use instrument::{CalibrateArgs, MockServerArgs};
 pub use latency::{LatencyArgs, SaveArgs};
 pub use memory::MemoryArgs;
+pub use parity::ParityArgs;
 pub use power::PowerArgs;
 pub use safety::SafetyArgs;
 pub use search::{Over, SearchArgs};
@@ -97,6 +99,8 @@ pub enum Command {
     Doctor(DoctorArgs),
     /// Measure how far faster arithmetic is from f32: divergence, agreement, bound
     Fidelity(Box<FidelityArgs>),
+    /// Hold tiny models on any device against what another implementation computed for them; a gate
+    Parity(ParityArgs),
     /// Say which context and batch of a model fit in a memory, and find out by trial whether that is so
     Fit(Box<FitArgs>),
     #[command(hide = true)]

@@ -59,6 +59,7 @@ pub fn run(
         Command::Audit(a) => cmd::audit::run(a, io),
         Command::Doctor(a) => cmd::doctor::run(a, io),
         Command::Fidelity(a) => cmd::fidelity::run(a, io),
+        Command::Parity(a) => cmd::parity::run(a, io),
         Command::Fit(a) => cmd::fit::run(a, io),
         Command::FitAttempt(a) => cmd::fit::attempt(a, io),
         Command::Synth(a) => cmd::synth::run(a, io),

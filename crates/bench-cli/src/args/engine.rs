@@ -3,7 +3,7 @@
 //! What is not said is left to `bench_core::plan`, where the defaults stand.
 
 use super::keyword;
-use bench_core::plan::{Dtypes, usual_matmul_precision};
+use bench_core::plan::{Dtypes, usual_activations, usual_matmul_precision};
 use bench_core::spec::{
     ActivationDtype, DenseDtype, ExpertDtype, KvDtype, MatmulPrecision, TargetKind, TargetTable,
 };
@@ -12,13 +12,16 @@ use clap::Args;
 /// How a model is loaded and run.
 #[derive(Debug, Clone, Args)]
 pub struct EngineArgs {
+    /// Where the model runs: `cpu`, `cuda` or `cuda:N` [default: cpu]
+    #[arg(long, value_parser = parse_device, value_name = "DEVICE")]
+    pub device: Option<String>,
     /// Compute threads [default: all cores]
     #[arg(short = 't', long, value_name = "N")]
     pub threads: Option<u32>,
     /// Each compute thread stays on a core of its own
     #[arg(long)]
     pub pin: bool,
-    /// Activations; the KV cache too, unless --kv-dtype says otherwise [default: f32]
+    /// Activations; the KV cache too, unless --kv-dtype says otherwise [default: f32, bf16 on a GPU]
     #[arg(long, value_parser = parse_activation, value_name = "f32|bf16")]
     pub activation_dtype: Option<ActivationDtype>,
     /// `native` keeps MXFP4 experts, `bf16` dequantizes them [default: native]
@@ -29,7 +32,8 @@ pub struct EngineArgs {
     #[arg(long, value_parser = parse_dense, value_name = "native|bf16|q8_0|q6_0")]
     pub dense_dtype: Option<DenseDtype>,
     /// Activations in products with quantized weights: `f32` is the exact reference, `int16` all but equal to it,
-    /// `int8` fastest for prompts; `ossbench fidelity` measures the distance [default: int16]
+    /// `int8` fastest for prompts; `ossbench fidelity` measures the distance [default: int16; f32 on a GPU, which has
+    /// no other]
     #[arg(long, value_parser = parse_matmul, value_name = "f32|int16|int8")]
     pub matmul_precision: Option<MatmulPrecision>,
     /// KV cache [default: that of the activations]
@@ -41,14 +45,19 @@ pub struct EngineArgs {
 }
 
 impl EngineArgs {
+    /// Where the model runs.
+    pub fn device(&self) -> &str {
+        self.device.as_deref().unwrap_or("cpu")
+    }
+
     /// The precisions of a run: those given, the usual ones elsewhere.
     pub fn dtypes(&self) -> Dtypes {
-        let exact = Dtypes::default();
+        let (exact, engine, device) = (Dtypes::default(), TargetKind::Engine, self.device());
         Dtypes {
-            activation: self.activation_dtype.unwrap_or(exact.activation),
+            activation: self.activation_dtype.unwrap_or(usual_activations(engine, device)),
             expert: self.expert_dtype.unwrap_or(exact.expert),
             dense: self.dense_dtype.unwrap_or(exact.dense),
-            matmul: self.matmul_precision.unwrap_or(usual_matmul_precision(TargetKind::Engine, "cpu")),
+            matmul: self.matmul_precision.unwrap_or(usual_matmul_precision(engine, device)),
             kv: self.kv_dtype,
         }
     }
@@ -56,6 +65,7 @@ impl EngineArgs {
     /// What a study's `[target]` says of them.
     pub fn target(&self) -> TargetTable {
         TargetTable {
+            device: self.device.clone(),
             activation_dtype: self.activation_dtype,
             expert_dtype: self.expert_dtype,
             dense_dtype: self.dense_dtype,
@@ -72,6 +82,7 @@ impl EngineArgs {
     pub fn given(&self) -> Vec<(&'static str, Option<String>)> {
         let of = |flag: &'static str, value: Option<String>| value.map(|value| (flag, Some(value)));
         let all = [
+            of("--device", self.device.clone()),
             of("--threads", self.threads.map(|n| n.to_string())),
             self.pin.then_some(("--pin", None)),
             of("--activation-dtype", self.activation_dtype.map(|v| word(&ACTIVATIONS, &v))),
@@ -103,7 +114,12 @@ fn word<T: PartialEq>(words: &[(&str, T)], value: &T) -> String {
     words.iter().find(|(_, v)| v == value).map_or("?", |(word, _)| word).to_owned()
 }
 
-fn parse_activation(text: &str) -> Result<ActivationDtype, String> {
+pub(super) fn parse_device(text: &str) -> Result<String, String> {
+    bench_engine::place::ordinal(text).map_err(|e| e.to_string())?;
+    Ok(text.to_owned())
+}
+
+pub(super) fn parse_activation(text: &str) -> Result<ActivationDtype, String> {
     keyword(text, &ACTIVATIONS)
 }
 
@@ -140,7 +156,7 @@ mod tests {
             let words = words.flat_map(|(flag, value)| [Some(flag.to_owned()), value]);
             (words.flatten().collect::<Vec<_>>().join(" "), args.engine.dtypes())
         };
-        let all = "--threads 3 --pin --activation-dtype bf16 --expert-dtype bf16 --dense-dtype q6_0 \
+        let all = "--device cuda:1 --threads 3 --pin --activation-dtype bf16 --expert-dtype bf16 --dense-dtype q6_0 \
                    --matmul-precision int8 --kv-dtype q8_0 --layers 2";
         assert_eq!(given(all).0, all);
         assert_eq!(given("").0, "");

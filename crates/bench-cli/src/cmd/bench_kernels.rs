@@ -11,6 +11,8 @@ use bench_runner::provenance;
 use serde::Serialize;
 use std::io::Write;
 
+mod gpu;
+
 /// What `--json` holds.
 #[derive(Serialize)]
 struct Report {
@@ -72,6 +74,9 @@ struct TimeRow {
 
 pub(crate) fn run(args: &BenchKernelsArgs, io: &mut Io<'_>) -> Result<(), CliError> {
     check(args)?;
+    if args.device != "cpu" {
+        return gpu::run(args, io);
+    }
     let machine = provenance::machine();
     let options = KernelOptions {
         model: args.model.clone(),
@@ -97,14 +102,19 @@ pub(crate) fn run(args: &BenchKernelsArgs, io: &mut Io<'_>) -> Result<(), CliErr
     let report = report(args, machine, found);
     tell_machine(&report, variant, threads, io.out)?;
     if let Some(path) = &args.json {
-        let text = serde_json::to_string_pretty(&report).map_err(|e| CliError::Failed(e.to_string()))?;
-        std::fs::write(path, text + "\n")
-            .map_err(|e| CliError::Failed(format!("cannot write {}: {e}", path.display())))?;
+        super::write_json(path, &report)?;
     }
     Ok(())
 }
 
 fn check(args: &BenchKernelsArgs) -> Result<(), CliError> {
+    if args.check && args.device == "cpu" {
+        let problem = "--check: expected --device cuda:N; the kernels of the CPU are held by `cargo test`";
+        return Err(CliError::Usage(problem.to_owned()));
+    }
+    if args.device != "cpu" && (args.threads.is_some() || args.pin) {
+        return Err(CliError::Usage(format!("--threads and --pin say nothing of {}", args.device)));
+    }
     if args.threads == Some(0) {
         return Err(CliError::Usage("--threads 0: expected at least 1".to_owned()));
     }

@@ -194,7 +194,7 @@ fn print_model(model: &ModelFindings, out: &mut dyn Write) -> Result<(), CliErro
 
 /// The features that the kernels or a reader care about.
 fn notable(features: &[String]) -> String {
-    const NOTABLE: [&str; 10] = [
+    const NOTABLE: [&str; 11] = [
         "avx2",
         "fma",
         "f16c",
@@ -204,6 +204,7 @@ fn notable(features: &[String]) -> String {
         "avx512_vbmi",
         "amx_bf16",
         "asimd",
+        "asimddp",
         "bf16",
     ];
     let found: Vec<_> = NOTABLE.into_iter().filter(|n| features.iter().any(|f| f == n)).collect();

@@ -94,7 +94,7 @@ impl Job {
         let mut logits =
             model.prefill_in(&mut workspace, &mut [&mut sequence], prompt, PREFILL_CHUNK, &mut hooks)?;
         for produced in 1..=self.max_tokens {
-            let id = self.sampler.sample(logits, &[])?;
+            let id = logits.sample(0, &mut self.sampler, &[])?;
             let at = Instant::now();
             let stop = self.session.stop_ids.contains(&id);
             if stop || sender.send(Said::Token(id, at)).is_err() || produced == self.max_tokens {

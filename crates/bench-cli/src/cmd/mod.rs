@@ -20,6 +20,7 @@ pub(crate) mod logits;
 pub(crate) mod memory;
 pub(crate) mod mock_server;
 mod model;
+pub(crate) mod parity;
 pub(crate) mod plan;
 mod probes;
 pub(crate) mod report;
@@ -74,6 +75,13 @@ fn print_study(spec: &RunSpec, notes: &[String], io: &mut Io<'_>) -> Result<(), 
     spec.resolve()?;
     write!(io.out, "{}", spec.to_toml()?)?;
     Ok(())
+}
+
+/// Writes `value` as JSON for people and programs.
+fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<(), CliError> {
+    let text = serde_json::to_string_pretty(value).map_err(|e| CliError::Failed(e.to_string()))?;
+    std::fs::write(path, text + "\n")
+        .map_err(|e| CliError::Failed(format!("cannot write {}: {e}", path.display())))
 }
 
 fn say(notes: &[String], io: &mut Io<'_>) -> Result<(), CliError> {

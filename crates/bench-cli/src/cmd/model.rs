@@ -4,6 +4,7 @@ use crate::args::{EngineArgs, LimitArgs};
 use crate::progress::Waiting;
 use crate::{CliError, Io};
 use bench_core::plan::{Dtypes, derive_seed};
+use bench_engine::place::Place;
 use bench_engine::session::{ChatOptions, OpenOptions, Session};
 use bench_engine::text::harmony::ReasoningEffort;
 use bench_engine::{Exec, LoadOptions};
@@ -69,7 +70,7 @@ pub(crate) fn load_options(engine: &EngineArgs) -> Result<LoadOptions, CliError>
 /// The same with other precisions.
 pub(crate) fn load_options_of(engine: &EngineArgs, dtypes: Dtypes) -> Result<LoadOptions, CliError> {
     let options = bench_runner::shape::load_options(dtypes, engine.layers);
-    Ok(LoadOptions { exec: exec(engine)?, ..options })
+    Ok(LoadOptions { exec: exec(engine)?, place: Place::open(engine.device())?, ..options })
 }
 
 fn exec(engine: &EngineArgs) -> Result<Exec, CliError> {

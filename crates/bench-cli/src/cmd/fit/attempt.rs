@@ -5,6 +5,7 @@ use super::super::model::{load_options, weights_seed};
 use crate::args::FitAttemptArgs;
 use crate::{CliError, Io};
 use bench_engine::config::{Architecture, ModelConfig};
+use bench_engine::sampling::{Sampler, SamplingParams};
 use bench_engine::session::{OpenOptions, Session};
 use bench_engine::system::{end_with_parent, resident_memory};
 use bench_engine::{Hooks, LoadOptions, Model, Sequence, heap, session};
@@ -68,10 +69,12 @@ fn fill(model: &Model, context: usize, batch: usize, chunk: usize) -> Result<Vec
     let ids: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
     let mut running: Vec<_> = sequences.iter_mut().collect();
     let mut hooks = Hooks::none();
+    let mut greedy = Sampler::new(SamplingParams::default())?;
     let mut workspace = model.workspace();
     let mut logits = model.prefill_in(&mut workspace, &mut running, &ids, chunk, &mut hooks)?;
     for _ in 0..steps {
-        let last: Vec<u32> = logits.chunks_exact(vocab).map(likeliest).collect();
+        let last = (0..batch).map(|row| logits.sample(row, &mut greedy, &[]));
+        let last = last.collect::<Result<Vec<u32>, _>>()?;
         logits = model.decode_step_in(&mut workspace, &mut running, &last, &mut hooks)?;
     }
     Ok(sequences)
@@ -82,11 +85,6 @@ fn ids(first: usize, n: usize, vocab: usize) -> Vec<u32> {
     // Multiplicative hashing with the golden ratio of 2^64 (Knuth, volume 3, 6.4).
     let mixed = |i: usize| (i as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33;
     (first..first + n).map(|i| (mixed(i) % vocab as u64) as u32).collect()
-}
-
-fn likeliest(row: &[f32]) -> u32 {
-    let best = (0_u32..).zip(row).max_by(|a, b| a.1.total_cmp(b.1));
-    best.map_or(0, |(id, _)| id)
 }
 
 /// Runs a small model of the same family, so that code and threads of a forward pass are in memory.

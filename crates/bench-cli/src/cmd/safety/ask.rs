@@ -169,7 +169,7 @@ impl Engine {
                 break;
             }
             last = Instant::now();
-            let id = sampler.sample(logits, &[])?;
+            let id = logits.sample(0, &mut sampler, &[])?;
             asked.output_tokens = Some(produced);
             if session.stop_ids.contains(&id) {
                 asked.finish = Finish::Stop;

@@ -1,0 +1,199 @@
+//! Models on a GPU that the CPU emulates: the kernels' own source behind a stub of the driver, so that everything but
+//! the hardware is what runs on one.
+//!
+//! The stub is one per process: tests take turns.
+#![cfg(target_arch = "x86_64")]
+
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use bench_engine::config::ExpertDtype;
+use bench_engine::dummy::Dummy;
+use bench_engine::parity::{self, Options};
+use bench_engine::place::Place;
+use bench_engine::sampling::{Sampler, SamplingParams};
+use bench_engine::{ActivationDtype, DenseDtype, Hooks, KvDtype, LoadOptions, Model, Sequence};
+use bench_kernels::cuda::device::{Device, Files};
+use cuda_stub::{Device as Gpu, Loaded, Script};
+
+/// An emulated GPU, for one test at a time.
+struct Stub {
+    place: Place,
+    loaded: Loaded,
+    _turn: MutexGuard<'static, ()>,
+}
+
+/// Few multiprocessors, since the CPU has few: persistent kernels then have few blocks. Threads run in the order of
+/// `seed`.
+fn stub(seed: u64, memory_bytes: u64) -> Stub {
+    static TURN: Mutex<()> = Mutex::new(());
+    let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let gpu = Gpu { multiprocessors: 2, memory_bytes, ..Gpu::default() };
+    let loaded = cuda_stub::preload(&Script { seed, devices: vec![gpu], ..Script::default() }).unwrap();
+    // The stub looks at no image.
+    let images = tempfile::tempdir().unwrap();
+    std::fs::write(images.path().join("all.sm_90a.cubin"), "stub").unwrap();
+    let driver = cuda_stub::library().unwrap();
+    let files = Files { driver: Some(&driver), images: Some(images.path()) };
+    Stub { place: Place::Cuda(Device::open_with(0, files).unwrap()), loaded, _turn: turn }
+}
+
+const GIB: u64 = 1 << 30;
+
+fn holds(models: &[&'static str], activations: &[ActivationDtype], seed: u64) {
+    let stub = stub(seed, GIB);
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden");
+    let options = Options { golden: &golden, models, activations, place: stub.place.clone() };
+    let mut largest: f64 = 0.0;
+    let findings = parity::compare(&options, |row| {
+        assert!(row.holds, "{row:?}");
+        largest = row.difference.map_or(largest, |d| largest.max(d.max_abs));
+    });
+    let findings = findings.unwrap();
+    assert!(findings.hold() && findings.rows.len() >= 13, "{:?}", findings.failures);
+    println!("{models:?} {activations:?}: largest difference {largest:.2e}");
+}
+
+#[test]
+fn gpt_oss_is_equal_to_its_reference() {
+    holds(&["gpt-oss-tiny"], &[ActivationDtype::F32, ActivationDtype::Bf16], 0);
+}
+
+#[test]
+fn dense_models_are_equal_to_their_references() {
+    holds(&["qwen3-tiny", "llama-tiny"], &[ActivationDtype::F32], 5);
+}
+
+fn dummy(preset: &str, options: &LoadOptions) -> Model {
+    let dummy = Dummy::new(preset, 7, Some(2)).unwrap();
+    Model::build(dummy.config().clone(), &dummy, options, &mut |_| ()).unwrap()
+}
+
+/// Logits of two sequences: a prompt in chunks, then steps of both, which a graph replays from the third on.
+fn logits(model: &Model) -> Vec<f32> {
+    let (mut a, mut b) = (model.sequence(), model.sequence());
+    a.reserve(30);
+    let ids: [&[u32]; 2] = [&[1, 5, 9, 13, 40, 41, 42], &[7, 8, 9]];
+    let sequences: &mut [&mut Sequence] = &mut [&mut a, &mut b];
+    let (mut workspace, mut hooks) = (model.workspace(), Hooks::none());
+    let first = model.prefill_in(&mut workspace, sequences, &ids, 4, &mut hooks);
+    let mut all = first.unwrap().values().unwrap().to_vec();
+    for id in 0..5 {
+        let step = model.decode_step_in(&mut workspace, sequences, &[id, 40 - id], &mut hooks);
+        all.extend(step.unwrap().values().unwrap());
+    }
+    all
+}
+
+#[test]
+fn every_way_to_keep_weights_equals_the_host() {
+    let stub = stub(3, GIB);
+    let base = LoadOptions::default();
+    let choices = [
+        ("gpt-oss-tiny", base.clone()),
+        ("gpt-oss-tiny", LoadOptions { expert_dtype: ExpertDtype::Bf16, ..base.clone() }),
+        ("gpt-oss-tiny", LoadOptions { dense_dtype: DenseDtype::Q8_0, ..base.clone() }),
+        ("gpt-oss-tiny", LoadOptions { kv_dtype: Some(KvDtype::Bf16), ..base.clone() }),
+        ("dense-tiny", LoadOptions { dense_dtype: DenseDtype::Q8_0, ..base }),
+    ];
+    for (preset, host) in choices {
+        let device = LoadOptions { place: stub.place.clone(), ..host.clone() };
+        let (expected, found) = (logits(&dummy(preset, &host)), logits(&dummy(preset, &device)));
+        let differences = found.iter().zip(&expected).map(|(f, e)| (f - e).abs());
+        let largest = differences.fold(0.0, f32::max);
+        println!("{preset} {host:?}: largest difference {largest:.2e}");
+        assert!(found.len() == expected.len() && largest < 1e-3, "{preset} {host:?}: {largest}");
+    }
+}
+
+#[test]
+fn caches_have_the_bytes_of_the_hosts_and_tokens_are_chosen_on_the_device() {
+    let stub = stub(0, GIB);
+    let models = [Place::Host, stub.place.clone()].map(|place| {
+        let model = dummy("gpt-oss-tiny", &LoadOptions { place, ..LoadOptions::default() });
+        let mut sequence = model.sequence();
+        sequence.reserve(200);
+        let (mut workspace, mut hooks) = (model.workspace(), Hooks::none());
+        let mut sampler = Sampler::new(SamplingParams::default()).unwrap();
+        let mut chosen = Vec::new();
+        let prompt: &[u32] = &[3; 150];
+        let mut step = model
+            .prefill_in(&mut workspace, &mut [&mut sequence], &[prompt], 64, &mut hooks)
+            .unwrap()
+            .sample(0, &mut sampler, &[]);
+        for _ in 0..4 {
+            let id = step.unwrap();
+            chosen.push(id);
+            let mut logits =
+                model.decode_step_in(&mut workspace, &mut [&mut sequence], &[id], &mut hooks).unwrap();
+            let best = logits.sample(0, &mut sampler, &[]).unwrap();
+            // What is suppressed is never chosen.
+            step = logits.sample(0, &mut sampler, &[best]);
+            assert_ne!(*step.as_ref().unwrap(), best);
+        }
+        let routing = model.take_routing(&mut workspace).unwrap().unwrap_or_else(|| hooks.routing());
+        let bytes = (sequence.kv_bytes(), sequence.kv_used_bytes());
+        sequence.reset();
+        assert_eq!(sequence.kv_bytes(), 0);
+        (chosen, bytes, routing)
+    });
+    assert_eq!(models[0], models[1]);
+}
+
+#[test]
+fn a_step_is_one_graph_of_few_launches() {
+    let stub = stub(0, GIB);
+    let options = LoadOptions { place: stub.place.clone(), ..LoadOptions::default() };
+    for (preset, of_layer) in [("gpt-oss-tiny", 7), ("dense-tiny", 5)] {
+        let model = dummy(preset, &options);
+        let mut sequence = model.sequence();
+        sequence.reserve(40);
+        let (mut workspace, mut hooks) = (model.workspace(), Hooks::none());
+        let mut step = |id| {
+            model.decode_step_in(&mut workspace, &mut [&mut sequence], &[id], &mut hooks).unwrap();
+        };
+        (0..3).for_each(&mut step);
+        let before = stub.loaded.report().unwrap();
+        step(3);
+        let after = stub.loaded.report().unwrap();
+        let calls = |name: &str| {
+            after.calls.get(name).copied().unwrap_or(0) - before.calls.get(name).copied().unwrap_or(0)
+        };
+        let kernels = after.kernels.values().sum::<u64>() - before.kernels.values().sum::<u64>();
+        // Two layers, embedding and unembedding.
+        assert_eq!(kernels, 2 * of_layer + 2, "{preset}");
+        assert_eq!(calls("cuGraphLaunch"), 1, "{preset}");
+        for name in ["cuLaunchKernel", "cuLaunchKernelEx", "cuStreamSynchronize", "cuMemAlloc_v2"] {
+            assert_eq!(calls(name), 0, "{preset} {name}");
+        }
+    }
+}
+
+#[test]
+fn what_a_device_does_not_have_is_refused_with_what_to_do() {
+    let stub = stub(0, GIB);
+    let place = || stub.place.clone();
+    let model = dummy("gpt-oss-tiny", &LoadOptions { place: place(), ..LoadOptions::default() });
+    let mut hooks = Hooks::read(&["attn_probs.0"]).unwrap();
+    let error = model.prefill(&mut [&mut model.sequence()], &[&[1, 2]], 4, &mut hooks).unwrap_err();
+    assert!(error.to_string().contains("--device cpu"), "{error}");
+    let q6 = LoadOptions { dense_dtype: DenseDtype::Q6_0, place: place(), ..LoadOptions::default() };
+    let dummy = Dummy::new("gpt-oss-tiny", 7, Some(1)).unwrap();
+    let error = Model::build(dummy.config().clone(), &dummy, &q6, &mut |_| ()).unwrap_err();
+    assert!(error.to_string().contains("valid there: native, q8_0"), "{error}");
+    let q8 = LoadOptions { kv_dtype: Some(KvDtype::Q8_0), place: place(), ..LoadOptions::default() };
+    let error = Model::build(dummy.config().clone(), &dummy, &q8, &mut |_| ()).unwrap_err();
+    assert!(error.to_string().contains("valid there: f32, bf16"), "{error}");
+    let host = self::dummy("gpt-oss-tiny", &LoadOptions::default());
+    let error = model.prefill(&mut [&mut host.sequence()], &[&[1]], 4, &mut Hooks::none()).unwrap_err();
+    assert!(error.to_string().contains("belongs to the model"), "{error}");
+}
+
+#[test]
+fn too_little_device_memory_is_an_error_that_says_how_much() {
+    let stub = stub(0, 200 << 10);
+    let dummy = Dummy::new("gpt-oss-tiny", 7, None).unwrap();
+    let options = LoadOptions { place: stub.place.clone(), ..LoadOptions::default() };
+    let error = Model::build(dummy.config().clone(), &dummy, &options, &mut |_| ()).unwrap_err().to_string();
+    assert!(error.contains("memory") && error.contains("cuda:0"), "{error}");
+}
