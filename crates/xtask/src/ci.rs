@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::error::Error;
-use crate::{docs, paper, tidy};
+use crate::{aarch64, docs, paper, tidy};
 
 const FORMAT: &[&str] = &["fmt", "--all", "--check"];
 const CLIPPY: &[&str] = &["clippy", "--release", "--workspace", "--all-targets", "--", "-D", "warnings"];
@@ -29,7 +29,15 @@ pub(crate) fn run(root: &Path) -> Result<(), Error> {
         println!("== paper: skipped, there is no TeX here; `cargo xtask paper` says how to get it");
     }
     step("clippy", || cargo(root, "clippy", CLIPPY))?;
-    step("tests", || test(root, &mut totals))?;
+    // Where everything can be installed, nothing is left out.
+    if aarch64::is_possible() || std::env::var_os("CI").is_some_and(|ci| ci == "true") {
+        step("aarch64", || aarch64::run(root))?;
+    } else {
+        println!(
+            "== aarch64: skipped, there is no cross compiler or no emulator; `cargo xtask aarch64` says which"
+        );
+    }
+    step("tests", || test("tests", command(root, TEST), &format!("cargo {}", TEST.join(" ")), &mut totals))?;
     println!("\n{}", totals.line());
     println!("ci: all steps passed in {}", seconds(start.elapsed()));
     Ok(())
@@ -50,14 +58,21 @@ fn seconds(duration: Duration) -> String {
 
 /// Runs cargo with its output passed through.
 fn cargo(root: &Path, step: &'static str, args: &[&str]) -> Result<(), Error> {
-    let status = command(root, args).status().map_err(|source| start_error(args, source))?;
-    finish(step, args, status)
+    let alone = format!("cargo {}", args.join(" "));
+    let start_error = |source| Error::Start { command: alone.clone(), source };
+    let status = command(root, args).status().map_err(start_error)?;
+    finish(step, &alone, status)
 }
 
-/// Runs the tests, passes every line on, and adds up the runner's own result lines.
-fn test(root: &Path, totals: &mut Totals) -> Result<(), Error> {
-    let mut command = command(root, TEST);
-    let mut child = command.stdout(Stdio::piped()).spawn().map_err(|source| start_error(TEST, source))?;
+/// Runs tests, passes every line on, and adds up the runner's own result lines. `alone` is what runs this step alone.
+pub(crate) fn test(
+    step: &'static str,
+    mut command: Command,
+    alone: &str,
+    totals: &mut Totals,
+) -> Result<(), Error> {
+    let start_error = |source| Error::Start { command: alone.to_owned(), source };
+    let mut child = command.stdout(Stdio::piped()).spawn().map_err(start_error)?;
     if let Some(stdout) = child.stdout.take() {
         // Test binaries may print bytes that are not UTF-8; those lines are passed on in replaced form.
         for line in BufReader::new(stdout).split(b'\n').map_while(Result::ok) {
@@ -66,24 +81,20 @@ fn test(root: &Path, totals: &mut Totals) -> Result<(), Error> {
             totals.add(&line);
         }
     }
-    let status = child.wait().map_err(|source| start_error(TEST, source))?;
-    finish("tests", TEST, status)
+    let status = child.wait().map_err(start_error)?;
+    finish(step, alone, status)
 }
 
-fn finish(step: &'static str, args: &[&str], status: std::process::ExitStatus) -> Result<(), Error> {
+fn finish(step: &'static str, alone: &str, status: std::process::ExitStatus) -> Result<(), Error> {
     if status.success() {
         return Ok(());
     }
-    Err(Error::Step { step, status: status.to_string(), command: format!("cargo {}", args.join(" ")) })
-}
-
-fn start_error(args: &[&str], source: std::io::Error) -> Error {
-    Error::Start { command: format!("cargo {}", args.join(" ")), source }
+    Err(Error::Step { step, status: status.to_string(), command: alone.to_owned() })
 }
 
 /// cargo in the repository root, without the variables that `cargo run` set for this program: build scripts
 /// that watch them would run again, and their crates be built again, on every change between the two.
-fn command(root: &Path, args: &[&str]) -> Command {
+pub(crate) fn command(root: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(root).args(args);
     for (name, _) in std::env::vars_os() {
@@ -101,7 +112,7 @@ fn set_by_cargo_run(name: &str) -> bool {
 
 /// Sums of the lines `test result: ok. 3 passed; 0 failed; …` over all test binaries.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Totals {
+pub(crate) struct Totals {
     binaries: u64,
     passed: u64,
     failed: u64,
@@ -124,7 +135,7 @@ impl Totals {
         }
     }
 
-    fn line(&self) -> String {
+    pub(crate) fn line(&self) -> String {
         let Self { binaries, passed, failed, ignored } = self;
         format!("tests: {passed} passed; {failed} failed; {ignored} ignored; in {binaries} binaries")
     }

@@ -13,6 +13,15 @@ pub(crate) enum Error {
     Stale(Vec<String>),
     #[error("{0}")]
     Paper(String),
+    #[error("{0}")]
+    Cuda(String),
+    #[error("{0}")]
+    Gpu(String),
+    #[error(
+        "cannot build and run tests for 64-bit ARM without {0}; on Debian: apt-get install gcc-aarch64-linux-gnu \
+         libc6-dev-arm64-cross qemu-user; rustup target add aarch64-unknown-linux-gnu"
+    )]
+    Cross(String),
     #[error("step {step:?} failed with {status}; run `{command}` to see it alone")]
     Step { step: &'static str, status: String, command: String },
     #[error("cannot start `{command}`: {source}; is the toolchain of rust-toolchain.toml installed?")]

@@ -1,13 +1,16 @@
 //! Automation of the workspace: `cargo xtask ci` is the one gate, `tidy` and `docs` are two of its steps.
 //!
 //! It reads the sources and calls cargo; it knows nothing of models or measurements beyond the two reference
-//! tables that it writes out, and it never touches the network itself.
+//! tables that it writes out, and it never touches the network itself: pip does, for the compiler of `cuda`.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod aarch64;
 mod ci;
+mod cuda;
 mod docs;
 mod error;
+mod gpu;
 mod paper;
 mod tidy;
 mod tree;
@@ -21,9 +24,13 @@ const HELP: &str = "\
 usage: cargo xtask COMMAND
 
 commands:
-  ci              format, tidy, generated references, clippy, all tests; stops at the first failure
+  ci              format, tidy, generated references, clippy, tests for ARM, all tests; stops at the first failure
   tidy            architecture and style rules that the compiler does not know
   docs [--check]  write the generated references, or say which of them is stale
+  cuda [--check]  compiles the CUDA kernels, without a GPU, and builds the binary that holds them; or only compiles
+  aarch64         the kernels' tests as 64-bit ARM, on two emulated processors
+  gpu [--out FOLDER] [--check]
+                  prepares a folder that checks and measures a GPU elsewhere; or only validates it
   paper           paper/main.tex to target/paper/main.pdf
   help            this text
 
@@ -39,6 +46,10 @@ fn main() -> ExitCode {
         ["tidy"] => tidy::run(&root),
         ["docs"] => docs::write(&root),
         ["docs", "--check"] => docs::check(&root),
+        ["cuda"] => cuda::run(&root, false),
+        ["cuda", "--check"] => cuda::run(&root, true),
+        ["gpu", rest @ ..] => gpu::run(&root, rest),
+        ["aarch64"] => aarch64::run(&root),
         ["paper"] => paper::run(&root),
         ["help" | "--help" | "-h"] => {
             print!("{HELP}");

@@ -1,6 +1,6 @@
 //! Where `unsafe` may stand and what has to stand beside it.
 //!
-//! The kernels are its only home in what is shipped; the stub of a C library, which only tests load, is the other.
+//! The kernels are its only home in what is shipped; stubs of C libraries, which only tests load, are the others.
 //! Every block and impl there says in a SAFETY comment why it is sound.
 
 use super::Finding;
@@ -8,12 +8,12 @@ use super::source::Source;
 
 const HOME: &str = "bench-kernels";
 /// A C interface cannot be written without it.
-const STUB: &str = "nvml-stub";
+const STUBS: [&str; 2] = ["nvml-stub", "cuda-stub"];
 /// How many lines above the keyword the comment may begin.
 const REACH: usize = 6;
 
 pub(super) fn check(source: &Source) -> Vec<Finding> {
-    let at_home = [HOME, STUB].contains(&source.crate_name());
+    let at_home = source.crate_name() == HOME || STUBS.contains(&source.crate_name());
     let lines: Vec<&str> = source.text.lines().collect();
     let mut findings = Vec::new();
     for pair in source.tokens.windows(2) {
@@ -69,6 +69,9 @@ mod tests {
         assert_eq!(lines("crates/bench-kernels/src/x.rs", &far), [9]);
         assert_eq!(lines("crates/bench-kernels/src/x.rs", "unsafe impl Send for A {}"), [1]);
         assert_eq!(lines("crates/bench-kernels/src/x.rs", "unsafe fn f() {}"), [0; 0]);
-        assert_eq!(lines("crates/nvml-stub/src/x.rs", "unsafe impl Send for A {}"), [1]);
+        for stub in STUBS {
+            let path = format!("crates/{stub}/src/x.rs");
+            assert_eq!(lines(&path, "unsafe impl Send for A {}"), [1], "{stub}");
+        }
     }
 }
