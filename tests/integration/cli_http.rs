@@ -546,7 +546,7 @@ fn every_study_in_bench_configs_can_be_planned() {
              gpt-oss-120b_p8192_n1024_c64 closed at most 64 x640",
             "endpoints-pareto: 10 gpt-oss-120b_p1024_n1024_c1 closed at most 1 x60 .. \
              gpt-oss-120b_p1024_n1024_c512 closed at most 512 x30720",
-            "gpu-batch: 12 gpt-oss-20b_p128_n64_b1 batch x5 .. gpt-oss-20b-q8_p2048_n64_b64 batch x5",
+            "gpu-batch: 12 gpt-oss-20b_p128_n64_b1 batch x5 .. gpt-oss-20b-q8_p2048_n64_b64 batch x320",
             "gpu-gpt-oss-120b: 12 gpt-oss-120b_p128_n64_b1 batch x10 .. gpt-oss-120b_p2048_n256_b1 batch x10",
             "gpu-gpt-oss-20b: 12 gpt-oss-20b_p128_n64_b1 batch x10 .. gpt-oss-20b_p2048_n256_b1 batch x10",
             "gpu-qwen3-32b: 12 qwen3-32b_p128_n64_b1 batch x3 .. qwen3-32b_p2048_n256_b1 batch x3",

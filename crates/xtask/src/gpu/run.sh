@@ -151,7 +151,8 @@ archive() {
     rm -f "$name" SHA256SUMS
     find . -type f ! -name SHA256SUMS ! -path "$log" -exec sha256sum {} + | sort -k 2 >"$here/SHA256SUMS.part" &&
         mv "$here/SHA256SUMS.part" SHA256SUMS &&
-        tar -czf "$name" --exclude="./$name" --exclude="$log" . && ls -l "$out/$name"
+        # Made elsewhere: a folder that changes while it is read is an error.
+        tar -czf "$here/$name.part" --exclude="$log" . && mv "$here/$name.part" "$name" && ls -l "$out/$name"
 }
 
 usage() {
