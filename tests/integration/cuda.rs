@@ -12,7 +12,7 @@ use bench_engine::dummy::Dummy;
 use bench_engine::parity::{self, Options};
 use bench_engine::place::Place;
 use bench_engine::sampling::{Sampler, SamplingParams};
-use bench_engine::{ActivationDtype, DenseDtype, Hooks, KvDtype, LoadOptions, Model, Sequence};
+use bench_engine::{ActivationDtype, DenseDtype, Hooks, KvDtype, LoadOptions, Model, Routing, Sequence};
 use bench_kernels::cuda::device::{Device, Files};
 use cuda_stub::{Device as Gpu, Loaded, Script};
 
@@ -131,7 +131,9 @@ fn caches_have_the_bytes_of_the_hosts_and_tokens_are_chosen_on_the_device() {
             step = logits.sample(0, &mut sampler, &[best]);
             assert_ne!(*step.as_ref().unwrap(), best);
         }
-        let routing = model.take_routing(&mut workspace).unwrap().unwrap_or_else(|| hooks.routing());
+        let routing = model.take_routing(&mut workspace, &mut hooks).unwrap();
+        // They are taken, and what the next user of this workspace sees is its own.
+        assert_eq!(model.take_routing(&mut workspace, &mut hooks).unwrap(), Routing::default());
         let bytes = (sequence.kv_bytes(), sequence.kv_used_bytes());
         sequence.reset();
         assert_eq!(sequence.kv_bytes(), 0);

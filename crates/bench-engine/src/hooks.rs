@@ -229,6 +229,11 @@ impl<'a> Hooks<'a> {
         self.routing
     }
 
+    /// As [`Self::routing`], which then begins anew.
+    pub(crate) fn take_routing(&mut self) -> Routing {
+        std::mem::take(&mut self.routing)
+    }
+
     /// Counts a layer's choice for `tokens` tokens.
     pub(crate) fn count_routing(&mut self, tokens: usize, distinct_experts: usize) {
         self.routing.layer_passes += 1;

@@ -157,6 +157,7 @@ impl Idle {
     /// One of them, or a `new` one.
     pub(crate) fn lease(&self, new: impl FnOnce() -> DeviceWorkspace) -> Leased {
         let found = self.list().pop();
+        found.iter().for_each(DeviceWorkspace::forget_routing);
         Leased { workspace: Some(found.unwrap_or_else(new)), idle: self.clone() }
     }
 }
@@ -278,6 +279,14 @@ impl DeviceWorkspace {
         self.device.write(self.places.caches, bytemuck::cast_slice(&all)).map_err(gpu_error)?;
         self.caches = states;
         Ok(())
+    }
+
+    /// Begins to count anew, where a batch ended before it asked.
+    fn forget_routing(&self) {
+        if self.memory.is_some() {
+            // A device that fails here fails at the next call too, which can say so.
+            let _ = self.device.set_zero(self.places.routing, size_of::<[u64; 3]>());
+        }
     }
 
     /// Experts that passes touched since the last call.

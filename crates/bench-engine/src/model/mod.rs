@@ -216,17 +216,16 @@ impl Model {
         }
     }
 
-    /// The experts that passes in `workspace` touched since the last call, where a device counts them; on the host
-    /// it is the hooks of a pass that know ([`Hooks::routing`]).
+    /// The experts that passes with this workspace and these hooks touched since the last call.
     ///
     /// # Errors
     /// A device that fails.
-    pub fn take_routing(&self, workspace: &mut Workspace) -> Result<Option<Routing>> {
+    pub fn take_routing(&self, workspace: &mut Workspace, hooks: &mut Hooks<'_>) -> Result<Routing> {
         #[cfg(feature = "cuda")]
         if workspace.device.is_some() {
-            return workspace.device()?.take_routing().map(Some);
+            return workspace.device()?.take_routing();
         }
-        Ok(None)
+        Ok(hooks.take_routing())
     }
 
     /// Runs `ids[i]` through sequence i, at most `chunk` tokens of each at a time, without padding.

@@ -24,9 +24,10 @@ struct Running {
 }
 
 /// The experts that the prefill and the decode steps touched.
+#[derive(Default)]
 struct Passes {
-    prefill: Hooks<'static>,
-    decode: Hooks<'static>,
+    prefill: Routing,
+    decode: Routing,
 }
 
 /// Runs `requests` to their ends. The error holds the slots that have no end yet, and why.
@@ -40,24 +41,27 @@ pub(super) fn generate(
 ) -> Result<(), (Vec<usize>, String)> {
     let all = || (0..requests.len()).collect();
     let mut running = begin(loaded, sampling, requests).map_err(|e| (all(), e.to_string()))?;
-    let mut passes = Passes { prefill: Hooks::none(), decode: Hooks::none() };
+    let mut hooks = Hooks::none();
     // Kept for the batch alone: what it takes is part of the batch's memory.
     let mut workspace = loaded.model.workspace();
-    let mut step = prefill(loaded, target, requests, &mut running, &mut workspace, &mut passes.prefill)
+    let mut step = prefill(loaded, target, requests, &mut running, &mut workspace, &mut hooks)
         .and_then(|logits| take(loaded, requests, &mut running, logits, recorder));
+    let mut passes = Passes::default();
     if step.is_ok() {
         recorder.prefilled();
+        step = loaded.model.take_routing(&mut workspace, &mut hooks).map(|touched| passes.prefill = touched);
     }
     while step.is_ok() && running.iter().any(is_open) {
         if stop.is_set() {
             interrupt(&running, recorder);
             return Ok(());
         }
-        step = decode(loaded, &mut running, &mut workspace, &mut passes.decode)
+        step = decode(loaded, &mut running, &mut workspace, &mut hooks)
             .and_then(|logits| take(loaded, requests, &mut running, logits, recorder));
     }
     let open = || running.iter().filter(|r| is_open(r)).map(|r| r.slot).collect();
-    step.map_err(|e| (open(), e.to_string()))?;
+    let decoded = step.and_then(|()| loaded.model.take_routing(&mut workspace, &mut hooks));
+    passes.decode = decoded.map_err(|e| (open(), e.to_string()))?;
     // What is held from here on is the caches.
     drop(workspace);
     recorder.held();
@@ -72,13 +76,12 @@ fn is_open(request: &Running) -> bool {
 impl Passes {
     /// Nothing is said of models without experts.
     fn report(&self, recorder: &mut Recorder<'_>) {
-        let touched = |hooks: &Hooks<'_>| {
-            let Routing { layer_passes, experts, tokens } = hooks.routing();
+        let touched = |routing: Routing| {
+            let Routing { layer_passes, experts, tokens } = routing;
             Touched { layer_passes, experts, tokens }
         };
-        let prefill = touched(&self.prefill);
-        if prefill.layer_passes > 0 {
-            recorder.experts(prefill, touched(&self.decode));
+        if self.prefill.layer_passes > 0 {
+            recorder.experts(touched(self.prefill), touched(self.decode));
         }
     }
 }
