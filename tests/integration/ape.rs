@@ -190,7 +190,7 @@ fn bandwidth_is_measured_and_told() {
     let (code, out, err) = ossbench(&["bandwidth", "--threads", "1", "--json"]);
     assert_eq!((code, err.as_str()), (0, ""));
     let b: bench_core::shape::Bandwidth = serde_json::from_str(&out).unwrap();
-    assert_eq!((b.device.as_str(), b.threads), ("cpu", 1));
+    assert_eq!((b.device.as_str(), b.threads), ("cpu", Some(1)));
     assert!(b.bytes >= 64 << 20 && b.copy_bytes_s > 0.0);
     assert!(b.read_min_bytes_s <= b.read_bytes_s && b.read_bytes_s <= b.read_max_bytes_s);
     check_error(&["bandwidth", "--threads", "0"], 2, &["--threads 0"]);

@@ -199,3 +199,16 @@ fn too_little_device_memory_is_an_error_that_says_how_much() {
     let error = Model::build(dummy.config().clone(), &dummy, &options, &mut |_| ()).unwrap_err().to_string();
     assert!(error.contains("memory") && error.contains("cuda:0"), "{error}");
 }
+
+#[test]
+fn memory_of_a_device_is_measured_by_reading_it() {
+    let stub = stub(0, GIB);
+    let (found, bytes) = bench_engine::system::gpu::bandwidth(&stub.place).unwrap();
+    // Eight times the cache that the stub says it has.
+    assert_eq!(bytes, 8 << 20);
+    for rates in [&found.read_bytes_s, &found.copy_bytes_s] {
+        assert!(rates.len() == 11 && rates[0] > 0.0 && rates.is_sorted(), "{rates:?}");
+    }
+    let error = bench_engine::system::gpu::bandwidth(&Place::Host).unwrap_err().to_string();
+    assert!(error.contains("\"cpu\""), "{error}");
+}

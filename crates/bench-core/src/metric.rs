@@ -306,7 +306,8 @@ metrics! {
     FlopsPerToken "flops_per_tok" "FLOP/tok" Lower Cell "Operations per token"
         "2 * active parameters + 4 * heads * head_dim * attended positions, summed over layers, mean over the decode steps";
     Bandwidth "bandwidth_bytes_s" "B/s" Neutral Cell "Memory bandwidth"
-        "of this machine, measured before the first trial by reading memory with all compute threads, or as given";
+        "of the memory that weights are read from, measured before the first trial by reading it with all compute threads \
+         of the processor or with all multiprocessors of the GPU, or as given";
     RooflineLimit "limit_tok_s" "tok/s" Neutral Cell "Roofline limit"
         "bandwidth_bytes_s / bytes_per_tok: the decode rate of all requests of a batch together if nothing but memory took \
          time";

@@ -140,7 +140,8 @@ pub struct Bandwidth {
     pub schema_version: u32,
     /// `cpu`, or the GPU's name.
     pub device: String,
-    pub threads: u32,
+    /// Of the processor that read; `None` for a GPU.
+    pub threads: Option<u32>,
     /// Size of the arrays, well beyond all caches.
     pub bytes: u64,
     /// Median bytes per second of reading one array.

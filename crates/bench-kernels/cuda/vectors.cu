@@ -544,6 +544,33 @@ KERNEL(256, 8, copy_bandwidth)(CopyArgs a) {
 }
 EXPORT(copy_bandwidth);
 
+struct ReadArgs {
+    u64 from, out, count;
+};
+
+// Sums the words of 16 bytes `count` times, so that nothing can be left out; each block adds to its own u32 of out. As many
+// bytes under way as in copy_bandwidth.
+KERNEL(256, 8, read_bandwidth)(ReadArgs a) {
+    dependency_launch();
+    dependency_wait();
+    u64 step = (u64)gridDim.x * 256, i = (u64)blockIdx.x * 256 + threadIdx.x;
+    const uint4 *from = (const uint4 *)a.from;
+    u32 sum = 0;
+    for (; i + 3 * step < a.count; i += 4 * step) {
+        uint4 v0 = load_once(from + i), v1 = load_once(from + i + step);
+        uint4 v2 = load_once(from + i + 2 * step), v3 = load_once(from + i + 3 * step);
+        sum += v0.x + v0.y + v0.z + v0.w + v1.x + v1.y + v1.z + v1.w;
+        sum += v2.x + v2.y + v2.z + v2.w + v3.x + v3.y + v3.z + v3.w;
+    }
+    for (; i < a.count; i += step) {
+        uint4 v = load_once(from + i);
+        sum += v.x + v.y + v.z + v.w;
+    }
+    for (u32 mask = 16; mask > 0; mask /= 2) sum += shuffle_xor(sum, mask);
+    if (threadIdx.x % 32 == 0) atomic_add((u32 *)a.out + blockIdx.x, sum);
+}
+EXPORT(read_bandwidth);
+
 struct PeakArgs {
     u64 out;
     u32 rounds, reserved;

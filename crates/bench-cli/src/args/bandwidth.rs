@@ -2,9 +2,12 @@
 
 use clap::Args;
 
-/// With how many threads memory is read.
+/// Whose memory is read, and with how many threads.
 #[derive(Debug, Args)]
 pub struct BandwidthArgs {
+    /// Whose memory: `cpu`, `cuda` or `cuda:N`
+    #[arg(long, default_value = "cpu")]
+    pub device: String,
     /// Threads that read and copy [default: all cores]
     #[arg(short = 't', long, value_name = "N")]
     pub threads: Option<u32>,

@@ -90,7 +90,8 @@ pub(crate) fn before(plan: &Plan, folder: &RunFolder, io: &mut Io<'_>) -> Result
         && plan.bandwidth_bytes_s.is_none()
         && folder.bandwidth()?.is_none()
     {
-        match bandwidth::measure(plan.target.threads) {
+        let threads = plan.target.threads.filter(|_| plan.target.device == "cpu");
+        match bandwidth::measure(&plan.target.device, threads) {
             Ok(measured) => folder.record_bandwidth(&measured)?,
             Err(error) => writeln!(io.err, "note: no roofline: {error}")?,
         }

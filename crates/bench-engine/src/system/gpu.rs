@@ -3,7 +3,7 @@
 //! The measuring and checking itself is in the kernels' crate. No model is built, and no weights are read.
 
 use bench_kernels::cuda::suite;
-pub use bench_kernels::cuda::suite::{Bound, CHECKS, KernelTime, Line, Roofs};
+pub use bench_kernels::cuda::suite::{Bandwidth, Bound, CHECKS, KernelTime, Line, Roofs};
 pub use bench_kernels::cuda::{CheckRow, Gpu};
 use bench_kernels::suite::SuiteError;
 
@@ -45,6 +45,28 @@ pub fn measure(
         let lines = suite::run(gpu, clock, &shapes, &suite, |line| done(&roofs, Some(line)))?;
         Ok((roofs, lines))
     })
+}
+
+/// Bandwidth is measured on arrays of so many times a device's cache, of which nearly nothing can then be left from the
+/// pass before.
+const TIMES_CACHE: u64 = 8;
+/// The cache of a device that does not tell.
+const UNTOLD_CACHE: u64 = 128 << 20;
+
+/// Measures how fast the GPU at `place` reads and copies its own memory; also the bytes of the arrays.
+///
+/// # Errors
+/// The host as place, a device that fails or has no memory for two arrays.
+pub fn bandwidth(place: &Place) -> Result<(Bandwidth, usize), Error> {
+    match place {
+        Place::Host => Err(Error::UnknownDevice { name: "cpu".to_owned(), valid: VALID }),
+        #[cfg(feature = "cuda")]
+        Place::Cuda(device) => {
+            let bytes = (TIMES_CACHE * device.info().l2_bytes.unwrap_or(UNTOLD_CACHE)) as usize;
+            let measured = Bandwidth::measure(device, device, bytes).map_err(Error::Device)?;
+            Ok((measured, bytes))
+        }
+    }
 }
 
 /// Runs the checks of the groups whose names contain `filter`, with `cases` random shapes each; `done` gets the rows of

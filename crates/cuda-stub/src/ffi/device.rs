@@ -104,7 +104,8 @@ fn attribute(device: &Device, number: usize, attribute: c_uint) -> Option<u32> {
         31 | 32 | 41 | 83 | 95 | 115 => 1,
         33 => number as u32 + 1,
         34 | 50 => 0,
-        38 => 50 << 20,
+        // Cache: small, so that arrays beyond it are too.
+        38 => 1 << 20,
         39 => 2048,
         40 => 3,
         75 => device.compute_capability[0],

@@ -31,6 +31,7 @@ struct Report {
     head: Head,
     model: String,
     seconds_per_kernel: f64,
+    read_bytes_s: Rate,
     /// Bytes read and written.
     copy_bytes_s: Rate,
     /// bf16 by `mma`.
@@ -135,7 +136,8 @@ fn measure(args: &BenchKernelsArgs, place: &Place, head: Head, io: &mut Io<'_>) 
         head,
         model: args.model.clone(),
         seconds_per_kernel: args.seconds_per_kernel,
-        copy_bytes_s: rate(&roofs.copy_bytes_s, roofs.copy_median_bytes_s()),
+        read_bytes_s: rate(&roofs.memory.read_bytes_s, roofs.memory.read_median_bytes_s()),
+        copy_bytes_s: rate(&roofs.memory.copy_bytes_s, roofs.memory.copy_median_bytes_s()),
         matrix_ops_s: rate(&roofs.matrix_ops_s, roofs.matrix_median_ops_s()),
         kernels: lines.into_iter().map(|line| kernel_row(line, &roofs)).collect(),
     };
@@ -174,7 +176,9 @@ fn tell_roofs(roofs: &Roofs, out: &mut dyn Write) -> Result<(), CliError> {
         let Rate { slowest, fastest, .. } = rate(sorted, median);
         format!("{name:6} {:.1} {unit} ({:.1} to {:.1})", median / 1e9, slowest / 1e9, fastest / 1e9)
     };
-    writeln!(out, "{}", told("copy", &roofs.copy_bytes_s, roofs.copy_median_bytes_s(), "GB/s"))?;
+    let memory = &roofs.memory;
+    writeln!(out, "{}", told("read", &memory.read_bytes_s, memory.read_median_bytes_s(), "GB/s"))?;
+    writeln!(out, "{}", told("copy", &memory.copy_bytes_s, memory.copy_median_bytes_s(), "GB/s"))?;
     writeln!(
         out,
         "{}",
@@ -280,6 +284,7 @@ fn tell_checks(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bench_engine::system::gpu::Bandwidth;
 
     #[test]
     fn each_kernel_shows_its_worst_case_and_all_that_failed() {
@@ -305,7 +310,8 @@ mod tests {
 
     #[test]
     fn a_kernel_without_a_time_says_why() {
-        let roofs = Roofs { copy_bytes_s: vec![1e9], matrix_ops_s: vec![1e9] };
+        let memory = Bandwidth { read_bytes_s: vec![1e9], copy_bytes_s: vec![1e9] };
+        let roofs = Roofs { memory, matrix_ops_s: vec![1e9] };
         let row = kernel_row(("a".to_owned(), Err("no memory".to_owned())), &roofs);
         assert!(row.time.is_none() && row.error.as_deref() == Some("no memory"));
         let kernel = KernelTime {
@@ -317,6 +323,6 @@ mod tests {
             operations: 10,
         };
         let time = time_row(&kernel, &roofs);
-        assert_eq!((time.median_us, time.of_limit, time.limit), (2e6, 0.5, "copy"));
+        assert_eq!((time.median_us, time.of_limit, time.limit), (2e6, 0.5, "read"));
     }
 }

@@ -6,7 +6,10 @@
 mod cases;
 mod data;
 
-use super::vectors::{CopyArgs, PEAK_FLOPS_OF_ROUND, PeakArgs, copy_bandwidth, matrix_peak, peak_blocks};
+use super::vectors::{
+    CopyArgs, PEAK_FLOPS_OF_ROUND, PeakArgs, ReadArgs, copy_bandwidth, matrix_peak, peak_blocks,
+    read_bandwidth, read_blocks,
+};
 use super::{CheckRow, Gpu, GpuError, Memory, attention, panel, route, tiles, vectors};
 use crate::bandwidth::median;
 use crate::suite::Shapes;
@@ -98,11 +101,48 @@ impl Default for Options {
     }
 }
 
+/// How fast a device reads and copies its own memory; of each repeat, slowest first.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Bandwidth {
+    pub read_bytes_s: Vec<f64>,
+    /// Bytes read and written.
+    pub copy_bytes_s: Vec<f64>,
+}
+
+impl Bandwidth {
+    /// On arrays of `bytes`, which are to be several times what the device's cache holds.
+    ///
+    /// # Errors
+    /// No memory for two of them; a device that fails, or that did not read all.
+    pub fn measure(gpu: &dyn Gpu, clock: &dyn Clock, bytes: usize) -> Result<Self, GpuError> {
+        let bytes = bytes.next_multiple_of(256);
+        let (from, to) = (Memory::zeroed(gpu, bytes)?, Memory::zeroed(gpu, bytes)?);
+        let (count, sums) = (bytes as u64 / 16, Memory::zeroed(gpu, 4 * read_blocks(gpu))?);
+        let args = ReadArgs { from: from.address(), out: sums.address(), count };
+        let read = repeat(clock, 1, ROOF_REPEATS, 0.0, &mut || read_bandwidth(gpu, &args))?;
+        let args = CopyArgs { from: from.address(), to: to.address(), count };
+        let copy = repeat(clock, 1, ROOF_REPEATS, 0.0, &mut || copy_bandwidth(gpu, &args))?;
+        Ok(Self { read_bytes_s: rates(bytes as f64, &read), copy_bytes_s: rates(2.0 * bytes as f64, &copy) })
+    }
+
+    pub fn read_median_bytes_s(&self) -> f64 {
+        median(&self.read_bytes_s)
+    }
+
+    pub fn copy_median_bytes_s(&self) -> f64 {
+        median(&self.copy_bytes_s)
+    }
+}
+
+/// From times, shortest first, to rates, slowest first.
+fn rates(amount: f64, seconds: &[f64]) -> Vec<f64> {
+    seconds.iter().rev().map(|s| amount / s).collect()
+}
+
 /// What the device can do at most, measured just before; of each repeat, slowest first.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Roofs {
-    /// Bytes read and written.
-    pub copy_bytes_s: Vec<f64>,
+    pub memory: Bandwidth,
     /// bf16 products and sums by `mma`; Hopper's `wgmma` reaches more.
     pub matrix_ops_s: Vec<f64>,
 }
@@ -111,21 +151,13 @@ impl Roofs {
     /// # Errors
     /// No memory for two arrays of `set_bytes`; a device that fails.
     pub fn measure(gpu: &dyn Gpu, clock: &dyn Clock, options: &Options) -> Result<Self, GpuError> {
-        let bytes = options.set_bytes.next_multiple_of(256);
-        let (from, to) = (Memory::zeroed(gpu, bytes)?, Memory::zeroed(gpu, bytes)?);
-        let args = CopyArgs { from: from.address(), to: to.address(), count: bytes as u64 / 16 };
-        let copy = repeat(clock, 1, ROOF_REPEATS, 0.0, &mut || copy_bandwidth(gpu, &args))?;
+        let memory = Bandwidth::measure(gpu, clock, options.set_bytes)?;
         let blocks = peak_blocks(gpu);
         let out = Memory::zeroed(gpu, blocks as usize * 8 * 4)?;
         let args = PeakArgs { out: out.address(), rounds: options.peak_rounds, reserved: 0 };
         let peak = repeat(clock, 1, ROOF_REPEATS, 0.0, &mut || matrix_peak(gpu, &args))?;
         let ops = (PEAK_FLOPS_OF_ROUND * u64::from(blocks) * u64::from(options.peak_rounds)) as f64;
-        let rates = |amount: f64, seconds: &[f64]| seconds.iter().rev().map(|s| amount / s).collect();
-        Ok(Self { copy_bytes_s: rates(2.0 * bytes as f64, &copy), matrix_ops_s: rates(ops, &peak) })
-    }
-
-    pub fn copy_median_bytes_s(&self) -> f64 {
-        median(&self.copy_bytes_s)
+        Ok(Self { memory, matrix_ops_s: rates(ops, &peak) })
     }
 
     pub fn matrix_median_ops_s(&self) -> f64 {
@@ -136,14 +168,14 @@ impl Roofs {
 /// Which roof is nearer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Bound {
-    Copy,
+    Read,
     Matrix,
 }
 
 impl Bound {
     pub fn name(self) -> &'static str {
         match self {
-            Self::Copy => "copy",
+            Self::Read => "read",
             Self::Matrix => "matrix",
         }
     }
@@ -180,9 +212,9 @@ impl KernelTime {
 
     /// The shortest time that the measured roofs allow over the median, and the roof that sets it.
     pub fn of_limit(&self, roofs: &Roofs) -> (f64, Bound) {
-        let copy = self.bytes as f64 / roofs.copy_median_bytes_s();
+        let read = self.bytes as f64 / roofs.memory.read_median_bytes_s();
         let matrix = self.operations as f64 / roofs.matrix_median_ops_s();
-        let (limit, bound) = if matrix > copy { (matrix, Bound::Matrix) } else { (copy, Bound::Copy) };
+        let (limit, bound) = if matrix > read { (matrix, Bound::Matrix) } else { (read, Bound::Read) };
         (limit / self.median_s(), bound)
     }
 }
@@ -251,7 +283,8 @@ mod tests {
 
     #[test]
     fn the_nearer_roof_is_the_limit() {
-        let roofs = Roofs { copy_bytes_s: vec![90.0, 100.0, 110.0], matrix_ops_s: vec![10.0] };
+        let memory = Bandwidth { read_bytes_s: vec![90.0, 100.0, 110.0], copy_bytes_s: vec![1.0] };
+        let roofs = Roofs { memory, matrix_ops_s: vec![10.0] };
         let kernel = |bytes, operations| KernelTime {
             name: String::new(),
             shape: String::new(),
@@ -260,7 +293,7 @@ mod tests {
             bytes,
             operations,
         };
-        assert_eq!(kernel(200, 10).of_limit(&roofs), (0.5, Bound::Copy));
+        assert_eq!(kernel(200, 10).of_limit(&roofs), (0.5, Bound::Read));
         assert_eq!(kernel(200, 40).of_limit(&roofs), (1.0, Bound::Matrix));
         assert_eq!((kernel(200, 40).bytes_s(), kernel(200, 40).ops_s()), (50.0, 10.0));
     }

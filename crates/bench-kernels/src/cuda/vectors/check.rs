@@ -7,8 +7,8 @@ use super::rows::{
 };
 use super::select::{AdvanceArgs, SelectArgs, Span, advance, argmax, sample, scratch_bytes};
 use super::weights::{
-    CopyArgs, ExpandArgs, Fill, PeakArgs, QuantizeArgs, copy_bandwidth, expand_mxfp4, fill, matrix_peak,
-    peak_blocks, quantize_q8,
+    CopyArgs, ExpandArgs, Fill, PeakArgs, QuantizeArgs, ReadArgs, copy_bandwidth, expand_mxfp4, fill,
+    matrix_peak, peak_blocks, quantize_q8, read_bandwidth, read_blocks,
 };
 use crate::cuda::check::{CheckRow, Values};
 use crate::cuda::gpu::{Gpu, GpuError, Memory};
@@ -25,7 +25,7 @@ pub fn check(gpu: &dyn Gpu, seed: u64, cases: usize) -> Result<Vec<CheckRow>, Gp
     let values = &mut Values::new(seed);
     let mut found = Vec::new();
     for _ in 0..cases {
-        let checks: [fn(&dyn Gpu, &mut Values) -> Row; 12] = [
+        let checks: [fn(&dyn Gpu, &mut Values) -> Row; 13] = [
             check_embed,
             check_norm,
             check_planes,
@@ -38,6 +38,7 @@ pub fn check(gpu: &dyn Gpu, seed: u64, cases: usize) -> Result<Vec<CheckRow>, Gp
             check_quantize,
             check_expand,
             check_copy,
+            check_read,
         ];
         for check in checks {
             found.push(check(gpu, values)?);
@@ -482,6 +483,16 @@ fn check_copy(gpu: &dyn Gpu, values: &mut Values) -> Row {
     let (from, to) = (Memory::of(gpu, &bytes)?, Memory::zeroed(gpu, bytes.len())?);
     copy_bandwidth(gpu, &CopyArgs { from: from.address(), to: to.address(), count: count as u64 })?;
     row("copy_bandwidth", format!("{count}"), unequal(&to.values::<u8>()?, &bytes), 0.0)
+}
+
+fn check_read(gpu: &dyn Gpu, values: &mut Values) -> Row {
+    let count = values.between(1, 40_000);
+    let words: Vec<u32> = (0..4 * count as u32).map(|i| i.wrapping_mul(0x9e37_79b9)).collect();
+    let (from, out) = (Memory::of(gpu, &words)?, Memory::zeroed(gpu, 4 * read_blocks(gpu))?);
+    read_bandwidth(gpu, &ReadArgs { from: from.address(), out: out.address(), count: count as u64 })?;
+    let sum = |words: &[u32]| words.iter().fold(0_u32, |sum, word| sum.wrapping_add(*word));
+    let found = [sum(&out.values::<u32>()?)];
+    row("read_bandwidth", format!("{count}"), unequal(&found, &[sum(&words)]), 0.0)
 }
 
 fn check_peak(gpu: &dyn Gpu, values: &mut Values) -> Row {

@@ -14,8 +14,8 @@ pub use rows::{AddArgs, EmbedArgs, GatherArgs, NormArgs, PlanesArgs};
 pub use rows::{add, embed, gather_rows, rms_norm, to_planes};
 pub use select::{AdvanceArgs, SelectArgs, Span, advance, argmax, sample, scratch_bytes};
 pub use weights::{
-    CopyArgs, ExpandArgs, Fill, PEAK_FLOPS_OF_ROUND, PeakArgs, QuantizeArgs, copy_bandwidth, expand_mxfp4,
-    fill, matrix_peak, peak_blocks, quantize_q8,
+    CopyArgs, ExpandArgs, Fill, PEAK_FLOPS_OF_ROUND, PeakArgs, QuantizeArgs, ReadArgs, copy_bandwidth,
+    expand_mxfp4, fill, matrix_peak, peak_blocks, quantize_q8, read_bandwidth, read_blocks,
 };
 
 use bytemuck::NoUninit;
@@ -47,9 +47,13 @@ fn launch_flat<A: NoUninit>(
     items: u64,
     args: &A,
 ) -> Result<(), GpuError> {
-    let resident = u64::from(gpu.multiprocessors().max(1)) * 8;
-    let blocks = items.div_ceil(u64::from(THREADS)).min(resident);
+    let blocks = items.div_ceil(u64::from(THREADS)).min(resident_blocks(gpu));
     launch(gpu, kernel, [blocks as u32, 1], args)
+}
+
+/// Blocks of [`THREADS`] that a device runs at a time.
+fn resident_blocks(gpu: &dyn Gpu) -> u64 {
+    u64::from(gpu.multiprocessors().max(1)) * 8
 }
 
 /// An error unless `holds`.

@@ -101,6 +101,25 @@ pub fn copy_bandwidth(gpu: &dyn Gpu, args: &CopyArgs) -> Result<(), GpuError> {
     launch_flat(gpu, "copy_bandwidth", args.count, args)
 }
 
+/// Reads `count` times 16 bytes; the sum of all their words, wrapping, is added to that of `out`, u32 `[read_blocks]`.
+#[derive(Debug, Clone, Copy, NoUninit, Zeroable)]
+#[repr(C)]
+pub struct ReadArgs {
+    pub from: u64,
+    pub out: u64,
+    pub count: u64,
+}
+
+/// Blocks of [`read_bandwidth`] at most.
+pub fn read_blocks(gpu: &dyn Gpu) -> usize {
+    super::resident_blocks(gpu) as usize
+}
+
+/// The bandwidth at which a device reads is 16 x `count` bytes by the time of this launch.
+pub fn read_bandwidth(gpu: &dyn Gpu, args: &ReadArgs) -> Result<(), GpuError> {
+    launch_flat(gpu, "read_bandwidth", args.count, args)
+}
+
 /// Multiplies and adds ones; `out` f32 `[blocks, 8]` has what came out for each warp.
 #[derive(Debug, Clone, Copy, NoUninit, Zeroable)]
 #[repr(C)]
