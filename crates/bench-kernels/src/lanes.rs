@@ -49,19 +49,18 @@ pub(crate) trait Lanes: Copy {
     unsafe fn load_f16(from: *const u8) -> Self;
 }
 
-/// Asks for the cache line at `at`, which may be anywhere, in the second cache: what is fetched so far ahead that memory
-/// keeps up would leave the first one before it is read.
+/// Asks for the cache line at `at`, which may be anywhere.
 #[inline(always)]
 pub(crate) fn prefetch(at: *const u8) {
     // SAFETY: a hint; addresses outside of memory are ignored, and SSE is part of x86-64.
     #[cfg(target_arch = "x86_64")]
     unsafe {
-        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(at.cast());
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(at.cast());
     }
     // SAFETY: a hint; addresses outside of memory are ignored.
     #[cfg(target_arch = "aarch64")]
     unsafe {
-        std::arch::asm!("prfm pldl2keep, [{}]", in(reg) at, options(readonly, nostack, preserves_flags));
+        std::arch::asm!("prfm pldl1keep, [{}]", in(reg) at, options(readonly, nostack, preserves_flags));
     }
     #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     let _ = at;

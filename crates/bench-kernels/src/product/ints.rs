@@ -69,6 +69,7 @@ pub(super) trait Ints: Copy {
     unsafe fn e8m0(from: *const u8) -> Self::Floats;
     /// 16 f16.
     unsafe fn halves(from: *const u8) -> Self::Floats;
+    unsafe fn prefetch(at: *const u8);
 }
 
 /// Plain Rust.
@@ -187,6 +188,9 @@ impl Ints for Plain {
         let halves = unsafe { from.cast::<[[u8; 2]; 16]>().read() };
         halves.map(|half| f16::from_le_bytes(half).to_f32())
     }
+
+    #[inline(always)]
+    unsafe fn prefetch(_: *const u8) {}
 }
 
 #[cfg(target_arch = "aarch64")]

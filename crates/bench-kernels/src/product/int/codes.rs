@@ -2,7 +2,6 @@
 
 use std::marker::PhantomData;
 
-use crate::lanes::prefetch;
 use crate::packed::PackedMatrix;
 use crate::product::ints::{FP4_SHIFT, Ints};
 
@@ -142,7 +141,7 @@ pub(super) trait Source: Copy {
     unsafe fn pair<I: Ints, const J: usize>(&self, panel: usize, block: usize) -> [I::Bytes; 2];
     unsafe fn scales<I: Ints>(&self, panel: usize, block: usize) -> I::Floats;
     /// Tells the cache what `pair::<_, J>` will read some blocks from here.
-    fn prefetch<const J: usize>(&self, panel: usize, block: usize);
+    unsafe fn prefetch<I: Ints, const J: usize>(&self, panel: usize, block: usize);
 }
 
 /// As in memory.
@@ -176,9 +175,8 @@ impl<C: Codes> Stored<C> {
     }
 }
 
-/// Bytes of codes from a read to its prefetch. Of 4, 8 and 16 KiB, into the first or the second cache, this one, into the
-/// second, read most of every format.
-const AHEAD_BYTES: usize = 8192;
+/// Bytes of codes from a read to its prefetch.
+const AHEAD_BYTES: usize = 4096;
 
 impl<C: Codes> Source for Stored<C> {
     type Format = C;
@@ -196,15 +194,22 @@ impl<C: Codes> Source for Stored<C> {
     }
 
     #[inline(always)]
-    fn prefetch<const J: usize>(&self, panel: usize, block: usize) {
+    unsafe fn prefetch<I: Ints, const J: usize>(&self, panel: usize, block: usize) {
+        if C::IS_BYTES {
+            // Nothing is unpacked: the processor's own prefetcher is ahead, and has the fewer requests to make.
+            return;
+        }
         let at = panel * self.blocks + block;
         let codes = self.codes.wrapping_add(at * C::BLOCK_BYTES + AHEAD_BYTES);
         let scales = self.scales.wrapping_add(at * 16 * C::SCALE_BYTES + AHEAD_BYTES / 8);
-        for line in (J..C::BLOCK_BYTES / 64).step_by(4) {
-            prefetch(codes.wrapping_add(64 * line));
-        }
-        if J == 3 {
-            prefetch(scales);
+        // SAFETY: prefetches may name any address.
+        unsafe {
+            for line in (J..C::BLOCK_BYTES / 64).step_by(4) {
+                I::prefetch(codes.wrapping_add(64 * line));
+            }
+            if J == 3 {
+                I::prefetch(scales);
+            }
         }
     }
 }
@@ -268,5 +273,5 @@ impl<C: Codes> Source for Unpacked<C> {
     }
 
     #[inline(always)]
-    fn prefetch<const J: usize>(&self, _: usize, _: usize) {}
+    unsafe fn prefetch<I: Ints, const J: usize>(&self, _: usize, _: usize) {}
 }

@@ -144,7 +144,7 @@ impl<I: Ints, S: Source, const P: usize, const M: usize, const WIDE: bool> Tile<
             // One by one between the products: requests in bursts hold up the loads behind them.
             if is_cold {
                 for p in 0..P {
-                    source.prefetch::<J>(panel + p, block);
+                    source.prefetch::<I, J>(panel + p, block);
                 }
             }
             let mut w = [source.pair::<I, J>(panel, block); P];

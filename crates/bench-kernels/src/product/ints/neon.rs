@@ -180,6 +180,11 @@ impl<const DOT: bool> Ints for Neon<DOT> {
         // SAFETY: 32 readable bytes.
         unsafe { joined(F32x4x2::load_f16(from), F32x4x2::load_f16(from.add(16))) }
     }
+
+    #[inline(always)]
+    unsafe fn prefetch(at: *const u8) {
+        crate::lanes::prefetch(at);
+    }
 }
 
 #[inline(always)]

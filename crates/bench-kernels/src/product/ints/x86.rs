@@ -150,6 +150,12 @@ impl<const VBMI: bool> Ints for Vnni<VBMI> {
         // SAFETY: 32 readable bytes.
         unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) }
     }
+
+    #[inline(always)]
+    unsafe fn prefetch(at: *const u8) {
+        // SAFETY: a prefetch reads nothing that the program sees and never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
 }
 
 /// AVX2, FMA and F16C.
@@ -301,6 +307,12 @@ impl Ints for Avx2 {
                 _mm256_cvtph_ps(_mm_loadu_si128(from.add(16).cast())),
             ]
         }
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch(at: *const u8) {
+        // SAFETY: a prefetch reads nothing that the program sees and never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
     }
 }
 
