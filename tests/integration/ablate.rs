@@ -192,6 +192,95 @@ fn precision_and_server_are_entries_of_one_id() {
 }
 
 #[test]
+fn expert_mode_is_the_routers_choice_against_all_experts() {
+    let (study, _) =
+        studies("-m dummy:gpt-oss-tiny --tests expert-mode -p 160 -n 8 -r 6 --expert-mode dense-all");
+    insta::assert_snapshot!(study, @r#"
+    # ablation: expert-mode
+    [run]
+    name = "ablate-expert-mode"
+    seed = 42
+    repeats = 6
+    warmup = 2
+
+    [target]
+    kind = "engine"
+
+    [[models]]
+    id = "dummy:gpt-oss-tiny"
+    label = "gpt-oss-tiny-routed"
+    expert_mode = "routed"
+
+    [[models]]
+    id = "dummy:gpt-oss-tiny"
+    label = "gpt-oss-tiny-dense-all"
+    expert_mode = "dense-all"
+
+    [workload]
+    prompt_tokens = [160]
+    output_tokens = [8]
+    "#);
+    // Where it is not what is varied it stays, and the labels of what the engine runs say so.
+    let flags =
+        "-m dummy:gpt-oss-tiny --tests batch,server --base-url http://127.0.0.1:8000 --expert-mode dense-all";
+    let (study, _) = studies(flags);
+    for says in [
+        "expert_mode = \"dense-all\"",
+        "label = \"gpt-oss-tiny-dense-all\"",
+        "label = \"gpt-oss-tiny-127.0.0.1-8000\"",
+    ] {
+        assert!(study.contains(says), "no {says:?} in {study}");
+    }
+    let dense = "ablate -m dummy:dense-tiny --expert-mode dense-all --print-study";
+    let (code, _, err) = ossbench(&dense.split(' ').collect::<Vec<_>>());
+    assert!(code != 0 && err.contains("has no experts"), "{err}");
+    let dense = "ablate -m dummy:dense-tiny --tests expert-mode --print-study";
+    let (_, out, err) = ossbench(&dense.split(' ').collect::<Vec<_>>());
+    assert!(
+        !out.contains("[[models]]") && err.contains("left out: the model has no experts"),
+        "{out}\n{err}"
+    );
+}
+
+#[test]
+fn all_experts_really_run_and_say_so_in_every_row() {
+    let dir = TempDir::new().unwrap();
+    let (code, out, err) =
+        ablate(dir.path(), "-m dummy:gpt-oss-tiny --tests expert-mode -p 160 -n 4 -r 3 --warmup 1 -o jsonl");
+    assert_eq!(code, 0, "{err}");
+    let rows: Vec<serde_json::Value> = out.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    let told = "all experts computed (ablation): not how the model is served";
+    let of = |key: &str| rows.iter().map(|r| r[key].as_str().unwrap()).collect::<Vec<_>>();
+    assert_eq!(of("label"), ["gpt-oss-tiny-routed", "gpt-oss-tiny-dense-all"], "{out}");
+    assert_eq!((of("verdict"), of("reason")), (vec!["VALID"; 2], vec!["", told]), "{out}");
+    let unified = fs::read_to_string(dir.path().join("results/unified.csv")).unwrap();
+    let mut lines = unified.lines();
+    let header: Vec<&str> = lines.next().unwrap().split(',').collect();
+    let column = |name: &str| header.iter().position(|c| *c == name).unwrap();
+    let (mut touched, mut flops) = (Vec::new(), Vec::new());
+    for line in lines {
+        assert_eq!(line.contains("gpt-oss-tiny-dense-all"), line.contains(told), "{line}");
+        let fields: Vec<&str> = line.split(',').collect();
+        match fields[column("metric")] {
+            "experts_touched" => touched.push((fields[column("model")], fields[column("value")])),
+            "flops_per_tok" => flops.push(fields[column("value")].parse::<f64>().unwrap()),
+            _ => {}
+        }
+    }
+    touched.sort_unstable();
+    assert_eq!(touched, [("gpt-oss-tiny-dense-all", "8.0"), ("gpt-oss-tiny-routed", "2.0")]);
+    // Six experts more of 3 x 32 x 64 weights, 2 x 32 + 64 biases, in four layers; a product and a sum for each.
+    flops.sort_by(f64::total_cmp);
+    assert_eq!(flops[1] - flops[0], 2.0 * 4.0 * 6.0 * (3.0 * 32.0 * 64.0 + 2.0 * 32.0 + 64.0), "{flops:?}");
+    let tables: String = fs::read_dir(dir.path().join("tables"))
+        .unwrap()
+        .map(|file| fs::read_to_string(file.unwrap().path()).unwrap())
+        .collect();
+    let html = fs::read_to_string(dir.path().join("results/report.html")).unwrap();
+    assert!(tables.contains(told) && html.contains(told), "a footnote in tables and report");
+}
+
+#[test]
 fn what_is_not_there_is_listed_with_its_reason_and_not_run() {
     let (study, err) = studies("-m dummy:dense-tiny --tests precision");
     assert_eq!(study.matches("[[models]]").count(), 2, "{study}");
@@ -214,7 +303,7 @@ fn what_is_not_there_is_listed_with_its_reason_and_not_run() {
     assert!(csv[1].starts_with("batch,batch 1000000,") && csv[1].contains(",NOT_RUN,\"needs "), "{csv:?}");
     let (code, _, err) = ablate(dir.path(), "-m dummy:gpt-oss-tiny --tests speed");
     assert_eq!(code, 2);
-    assert!(err.contains("decoding, precision, context, server, batch, all"), "{err}");
+    assert!(err.contains("decoding, precision, expert-mode, context, server, batch, all"), "{err}");
 }
 
 #[test]

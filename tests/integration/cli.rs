@@ -106,6 +106,34 @@ fn plan_prints_cells_in_the_order_of_the_run() {
 }
 
 #[test]
+fn a_plan_says_where_all_experts_are_computed_and_a_server_refuses_it() {
+    let dir = TempDir::new().unwrap();
+    let file = dir.path().join("study.toml");
+    let study = "[[models]]\nid = \"dummy:gpt-oss-tiny\"\n\
+                 [[models]]\nid = \"dummy:gpt-oss-tiny\"\nexpert_mode = \"dense-all\"\n";
+    fs::write(&file, study).unwrap();
+    let path = file.display().to_string();
+    let (code, out, err) = ossbench(&["plan", &path]);
+    assert_eq!(code, 0, "{err}");
+    assert!(out.contains("model   gpt-oss-tiny = dummy:gpt-oss-tiny\n"), "{out}");
+    let all = "gpt-oss-tiny-dense-all = dummy:gpt-oss-tiny, all experts computed (ablation)\n";
+    assert!(out.contains(all), "{out}");
+    fs::write(
+        &file,
+        format!("{study}[target]\nkind = \"http\"\n[server]\nbase_url = \"http://127.0.0.1:1\"\n"),
+    )
+    .unwrap();
+    check_error(&["plan", &path], 2, &["`models.expert_mode`", "dense-all", "engine"]);
+    check_error(
+        &["generate", "-m", "dummy:gpt-oss-tiny", "--expert-mode", "all", "x"],
+        2,
+        &["routed, dense-all"],
+    );
+    let dense = ["fit", "dummy:dense-tiny", "--expert-mode", "dense-all", "--memory", "1GiB"];
+    check_error(&dense, 1, &["dense-all", "has no experts", "--expert-mode routed"]);
+}
+
+#[test]
 fn a_mock_study_goes_from_config_to_exact_tables() {
     let dir = TempDir::new().unwrap();
     let (code, out, err) = in_dir(dir.path(), &["run", &mock_study(&dir)]);

@@ -544,6 +544,7 @@ fn every_study_in_bench_configs_can_be_planned() {
              gpt-oss-120b_p1024_n1024_c64 closed at most 64 x640",
             "8k1k: 5 gpt-oss-120b_p8192_n1024_c4 closed at most 4 x40 .. \
              gpt-oss-120b_p8192_n1024_c64 closed at most 64 x640",
+            "ablation-dense-all: 6 gpt-oss-20b_p128_n64_b1 batch x10 .. gpt-oss-20b-dense-all_p2048_n64_b1 batch x10",
             "endpoints-pareto: 10 gpt-oss-120b_p1024_n1024_c1 closed at most 1 x60 .. \
              gpt-oss-120b_p1024_n1024_c512 closed at most 512 x30720",
             "gpu-batch: 12 gpt-oss-20b_p128_n64_b1 batch x5 .. gpt-oss-20b-q8_p2048_n64_b64 batch x320",

@@ -12,7 +12,9 @@ use bench_engine::dummy::Dummy;
 use bench_engine::parity::{self, Options};
 use bench_engine::place::Place;
 use bench_engine::sampling::{Sampler, SamplingParams};
-use bench_engine::{ActivationDtype, DenseDtype, Hooks, KvDtype, LoadOptions, Model, Routing, Sequence};
+use bench_engine::{
+    ActivationDtype, DenseDtype, ExpertMode, Hooks, KvDtype, LoadOptions, Model, Routing, Sequence,
+};
 use bench_kernels::cuda::device::{Device, Files};
 use cuda_stub::{Device as Gpu, Loaded, Script};
 
@@ -106,6 +108,53 @@ fn every_way_to_keep_weights_equals_the_host() {
     }
 }
 
+/// Batches give the bits of the chosen experts: each row's product is its own, and sums are in the order of choice.
+#[test]
+fn all_experts_equal_the_chosen_ones_and_are_all_touched() {
+    let stub = stub(2, GIB);
+    for activation_dtype in [ActivationDtype::F32, ActivationDtype::Bf16] {
+        let routed = LoadOptions { activation_dtype, place: stub.place.clone(), ..LoadOptions::default() };
+        let all = LoadOptions { expert_mode: ExpertMode::DenseAll, ..routed.clone() };
+        let host = LoadOptions { place: Place::Host, ..all.clone() };
+        let [routed, all] = [&routed, &all].map(|options| dummy("gpt-oss-tiny", options));
+        let off = |found: &[f32], expected: &[f32]| {
+            assert_eq!(found.len(), expected.len());
+            found.iter().zip(expected).map(|(f, e)| (f - e).abs()).fold(0.0, f32::max)
+        };
+        let found = logits(&all);
+        let largest = off(&found, &logits(&routed));
+        assert!(largest <= 1e-6, "{activation_dtype:?}: {largest}");
+        // Near ties go another way where values are rounded elsewhere: only f32 is compared beyond the same kernels.
+        let exact = activation_dtype == ActivationDtype::F32;
+        let largest = off(&found, &logits(&dummy("gpt-oss-tiny", &host)));
+        assert!(!exact || largest < 1e-3, "against the host: {largest}");
+
+        // One sequence: a prompt, and steps of which the last are a graph's.
+        let run = |model: &Model| {
+            let mut sequence = model.sequence();
+            let (mut workspace, mut hooks) = (model.workspace(), Hooks::none());
+            let mut values = model
+                .prefill_in(&mut workspace, &mut [&mut sequence], &[&[3, 1, 4, 1, 5]], 4, &mut hooks)
+                .unwrap()
+                .values()
+                .unwrap()
+                .to_vec();
+            for id in 0..4 {
+                let step = model.decode_step_in(&mut workspace, &mut [&mut sequence], &[id], &mut hooks);
+                values.extend(step.unwrap().values().unwrap());
+            }
+            (values, model.take_routing(&mut workspace, &mut hooks).unwrap())
+        };
+        let ((expected, few), (found, many)) = (run(&routed), run(&all));
+        let largest = off(&found, &expected);
+        assert!(!exact || largest < 1e-3, "one sequence: {largest}");
+        // Two layers; chunks of four tokens and of one, and four steps.
+        assert_eq!(many, Routing { layer_passes: 2 * 6, experts: 2 * 6 * 8, tokens: 2 * 9 });
+        assert_eq!((few.layer_passes, few.tokens), (many.layer_passes, many.tokens));
+        assert!(few.experts < many.experts, "{few:?}");
+    }
+}
+
 #[test]
 fn caches_have_the_bytes_of_the_hosts_and_tokens_are_chosen_on_the_device() {
     let stub = stub(0, GIB);
@@ -146,8 +195,11 @@ fn caches_have_the_bytes_of_the_hosts_and_tokens_are_chosen_on_the_device() {
 fn a_step_is_one_graph_of_few_launches() {
     let stub = stub(0, GIB);
     let options = LoadOptions { place: stub.place.clone(), ..LoadOptions::default() };
-    for (preset, of_layer) in [("gpt-oss-tiny", 7), ("dense-tiny", 5)] {
-        let model = dummy(preset, &options);
+    let all = LoadOptions { expert_mode: ExpertMode::DenseAll, ..options.clone() };
+    for (preset, options, of_layer) in
+        [("gpt-oss-tiny", &options, 7), ("gpt-oss-tiny", &all, 11), ("dense-tiny", &options, 5)]
+    {
+        let model = dummy(preset, options);
         let mut sequence = model.sequence();
         sequence.reserve(40);
         let (mut workspace, mut hooks) = (model.workspace(), Hooks::none());

@@ -106,7 +106,8 @@ fn roofline(inputs: &Inputs<'_>) -> Vec<Estimate> {
     let shape = &inputs.facts.shape;
     let mut ways = vec![(None, Experts::All, 0, 0)];
     if let Some(e) = shape.experts {
-        let expected = expected_experts(e.num_experts, e.experts_per_token, batch);
+        let per_token = inputs.facts.experts_computed().unwrap_or(e.experts_per_token);
+        let expected = expected_experts(e.num_experts, per_token, batch);
         all.push(computed(Metric::ExpertsExpected, expected));
         let counted = inputs.routing.experts_touched();
         let n = inputs.routing.repeats();

@@ -34,12 +34,13 @@ impl Step {
         weight_bytes(shape, experts) / self.batch + row + position * self.attended(shape)
     }
 
-    /// Floating point operations of a token: a multiplication and an addition for each active parameter,
-    /// and for each head and position attended to one dot product with the key and one sum with the value.
+    /// Floating point operations of a token: a multiplication and an addition for each parameter that it is
+    /// multiplied with, which are the active ones unless all experts are computed, and for each head and position
+    /// attended to one dot product with the key and one sum with the value.
     pub fn flops_per_token(&self, facts: &ModelFacts) -> f64 {
         let shape = &facts.shape;
         let heads = f64::from(shape.num_attention_heads) * f64::from(shape.head_dim);
-        2.0 * facts.active_parameters as f64 + 4.0 * heads * self.attended(shape)
+        2.0 * facts.multiplied_parameters() as f64 + 4.0 * heads * self.attended(shape)
     }
 
     /// Positions that a token attends to, its own included: mean over the steps, summed over the layers.

@@ -42,6 +42,7 @@ fn model(
         kv_bytes_per_token: 0,
         activation_dtype: "f32".to_owned(),
         expert_dtype: "bf16".to_owned(),
+        expert_mode: None,
         dense_dtype: None,
         matmul_precision: None,
         kv_dtype: None,
@@ -209,6 +210,29 @@ fn bytes_operations_and_limits_are_those_by_hand() {
     got.check(Metric::RooflineRatio, Some(ALL_EXPERTS), 0.547_420_333_839_150_2);
     let bytes = got.find(Metric::BytesPerToken, None);
     assert_eq!((bytes.n, bytes.missing, bytes.missing_reason.as_str()), (2, 0, ""));
+}
+
+#[test]
+fn where_all_experts_are_computed_they_are_moved_and_multiplied_and_the_model_stays_as_active() {
+    let facts = ModelFacts { expert_mode: Some("dense-all".to_owned()), ..facts() };
+    let all = Touched { layer_passes: 8, experts: 64, tokens: 16 };
+    let counted = ExpertUse { repeat: 0, prefill: Touched::default(), decode: all };
+    for routing in [Routing::default(), [&counted].into_iter().collect()] {
+        let got = of(&cell(5, 5, 2), &facts, routing, Some(2_886_000.0), &measured());
+        got.check(Metric::ExpertsExpected, None, 8.0);
+        // As with every expert read, see above.
+        for scope in [None, Some(ALL_EXPERTS)] {
+            got.check(Metric::BytesPerToken, scope, 2886.0);
+            got.check(Metric::RooflineLimit, scope, 1000.0);
+        }
+        // The other 6 experts have 100 parameters each over both layers: 1200 more than of those in use.
+        got.check(Metric::FlopsPerToken, None, 4_000_003_088.0);
+        got.check(Metric::ActiveParameters, None, 2e9);
+        got.check(Metric::ApeDecode, None, 125.0);
+    }
+    let dense = ModelFacts { shape: ModelShape { experts: None, ..facts.shape.clone() }, ..facts };
+    assert_eq!((dense.multiplied_parameters(), dense.experts_computed()), (2_000_000_000, None));
+    assert!(dense.shortcuts().is_empty());
 }
 
 #[test]

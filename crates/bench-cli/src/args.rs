@@ -91,7 +91,7 @@ pub enum Command {
     Ape(ApeArgs),
     /// Hold published tables of results against their own arithmetic and against physics
     Audit(AuditArgs),
-    /// Vary one thing at a time: decoding, precision, context, server, batch
+    /// Vary one thing at a time: decoding, precision, expert mode, context, server, batch
     Ablate(Box<AblateArgs>),
     /// Ask benign and borderline prompts and count refusals; or write the overview of licenses
     Safety(Box<SafetyArgs>),

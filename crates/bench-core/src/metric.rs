@@ -279,7 +279,8 @@ metrics! {
     PowerLimit "power_limit_w" "W" Neutral Cell "Power limit"
         "enforced power limit of the device";
     ActiveParameters "active_parameters" "1" Neutral Cell "Active parameters"
-        "parameters that one token uses: all but the input embedding, and of the experts only those it is routed to";
+        "parameters that one token uses: all but the input embedding, and of the experts only those it is routed to, also \
+         where every expert is computed (`expert_mode = \"dense-all\"`, which verdict_reason says)";
     Accuracy "accuracy" "1" Higher Cell "Accuracy"
         "of the given file, not measured here; the task stands in the scope column";
     ApeDecode "ape_decode" "tok/s/B" Higher Cell "Decode rate per active parameter"
@@ -294,17 +295,19 @@ metrics! {
     ApeAccuracy "ape_accuracy" "1/B" Higher Cell "Accuracy per active parameter"
         "accuracy of the given file / active parameters in 10^9; the task stands in the scope column";
     ExpertsTouched "experts_touched" "1" Lower Cell "Experts touched"
-        "distinct experts of a layer in a decode step, mean over steps and layers, counted by the router";
+        "distinct experts of a layer in a decode step, mean over steps and layers, counted by the router; every one where \
+         all are computed";
     ExpertsExpected "experts_expected" "1" Neutral Cell "Experts expected"
         "distinct experts if each token chose its k of E evenly and on its own: E (1 - (1 - k / E)^batch); with a server the \
-         batch is mean_concurrency";
+         batch is mean_concurrency; E where all are computed";
     BytesPerToken "bytes_per_tok" "B/tok" Lower Cell "Bytes per token"
         "bytes that a decode step must move / batch: weights once, all but the input embedding and of the experts those \
          touched (the expected ones where missing_reason says experts_not_counted; every one with scope `all_experts`); for \
          each token one row of the embedding, and keys and values of the positions that it attends to, windows honoured, \
          mean over the steps";
     FlopsPerToken "flops_per_tok" "FLOP/tok" Lower Cell "Operations per token"
-        "2 * active parameters + 4 * heads * head_dim * attended positions, summed over layers, mean over the decode steps";
+        "2 * active parameters (and those of every other expert where all are computed) + 4 * heads * head_dim * attended \
+         positions, summed over layers, mean over the decode steps";
     Bandwidth "bandwidth_bytes_s" "B/s" Neutral Cell "Memory bandwidth"
         "of the memory that weights are read from, measured before the first trial by reading it with all compute threads \
          of the processor or with all multiprocessors of the GPU, or as given";

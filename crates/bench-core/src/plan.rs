@@ -4,7 +4,8 @@
 
 use crate::load::Load;
 use crate::spec::{
-    ActivationDtype, Chat, DenseDtype, ExpertDtype, KvDtype, MatmulPrecision, ModelTable, RunSpec, TargetKind,
+    ActivationDtype, Chat, DenseDtype, ExpertDtype, ExpertMode, KvDtype, MatmulPrecision, ModelTable,
+    RunSpec, TargetKind,
 };
 use crate::{Error, SCHEMA_VERSION};
 use rand::SeedableRng;
@@ -18,8 +19,8 @@ mod energy;
 mod names;
 mod server;
 
-use dtypes::is_default;
 pub use dtypes::{Dtypes, usual_activations, usual_matmul_precision};
+use dtypes::{is_default, refuse_expert_mode};
 pub use energy::{EnergyPlan, PowerSource};
 use names::{default_label, is_date, is_file_name, resolve_name};
 pub use server::{PromptPlan, ServerPlan, TracePlan, is_secret_name};
@@ -47,6 +48,8 @@ pub struct ModelPlan {
     pub activation_dtype: ActivationDtype,
     pub expert_dtype: ExpertDtype,
     #[serde(default, skip_serializing_if = "is_default")]
+    pub expert_mode: ExpertMode,
+    #[serde(default, skip_serializing_if = "is_default")]
     pub dense_dtype: DenseDtype,
     #[serde(default, skip_serializing_if = "is_default")]
     pub matmul_precision: MatmulPrecision,
@@ -69,6 +72,8 @@ pub struct TargetPlan {
     pub device: String,
     pub activation_dtype: ActivationDtype,
     pub expert_dtype: ExpertDtype,
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub expert_mode: ExpertMode,
     #[serde(default, skip_serializing_if = "is_default")]
     pub dense_dtype: DenseDtype,
     #[serde(default, skip_serializing_if = "is_default")]
@@ -242,12 +247,14 @@ impl RunSpec {
         if let Some(threads) = t.threads {
             at_least_one("target.threads", threads)?;
         }
+        refuse_expert_mode(self, kind)?;
         let mock = self.mock.clone().unwrap_or_default();
         let device = t.device.clone().unwrap_or_else(|| "cpu".to_owned());
         Ok(TargetPlan {
             kind,
             activation_dtype: t.activation_dtype.unwrap_or(usual_activations(kind, &device)),
             expert_dtype: t.expert_dtype.unwrap_or(ExpertDtype::Native),
+            expert_mode: t.expert_mode.unwrap_or_default(),
             dense_dtype: t.dense_dtype.unwrap_or_default(),
             matmul_precision: t.matmul_precision.unwrap_or(usual_matmul_precision(kind, &device)),
             kv_dtype: t.kv_dtype,
@@ -430,7 +437,8 @@ fn resolve_models(models: &[ModelTable], target: &TargetPlan) -> Result<Vec<Mode
     }
     let mut plans: Vec<ModelPlan> = Vec::new();
     for model in models {
-        let label = model.label.clone().unwrap_or_else(|| default_label(&model.id));
+        let expert_mode = model.expert_mode.unwrap_or(target.expert_mode);
+        let label = model.label.clone().unwrap_or_else(|| default_label(&model.id, expert_mode));
         if !is_file_name(&label) {
             let expected = "letters, digits, `.`, `-`, at most 64; it becomes a folder name".to_owned();
             return Err(value("models.label", label, expected));
@@ -449,6 +457,7 @@ fn resolve_models(models: &[ModelTable], target: &TargetPlan) -> Result<Vec<Mode
             tokenizer: model.tokenizer.clone(),
             activation_dtype: model.activation_dtype.unwrap_or(target.activation_dtype),
             expert_dtype: model.expert_dtype.unwrap_or(target.expert_dtype),
+            expert_mode,
             dense_dtype: model.dense_dtype.unwrap_or(target.dense_dtype),
             matmul_precision: model.matmul_precision.unwrap_or(target.matmul_precision),
             kv_dtype: model.kv_dtype.or(target.kv_dtype),
@@ -650,6 +659,7 @@ mod tests {
                 (_, key @ ("temperature" | "top_k" | "top_p")) => json["target"]["sampling"][key].clone(),
                 // Not written where it is the default; the mock multiplies nothing.
                 (_, "dense_dtype") => json!(plan.target.dense_dtype),
+                (_, "expert_mode") => json!(plan.target.expert_mode),
                 (_, "matmul_precision") => json!(usual_matmul_precision(TargetKind::Engine, "cpu")),
                 (_, "pin_threads") => json!(plan.target.pin_threads),
                 (_, key) => json["target"][key].clone(),

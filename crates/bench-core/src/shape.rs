@@ -2,6 +2,7 @@
 //!
 //! Filled by a target that knows its model; theory of memory, bytes and operations per token is computed from here.
 
+use crate::spec::ExpertMode;
 use serde::{Deserialize, Serialize};
 
 /// Sizes of one model as it was run.
@@ -11,7 +12,8 @@ pub struct ModelFacts {
     pub num_hidden_layers: u32,
     /// All parameters, the input embedding included.
     pub parameters: u64,
-    /// Per token: all but the input embedding, and of the experts only those that a token uses.
+    /// Per token: all but the input embedding, and of the experts only those that a token uses, whichever are
+    /// computed.
     pub active_parameters: u64,
     /// Bytes of parameters resident on the device.
     pub weights_bytes: u64,
@@ -19,6 +21,9 @@ pub struct ModelFacts {
     pub kv_bytes_per_token: u64,
     pub activation_dtype: String,
     pub expert_dtype: String,
+    /// `dense-all` where every expert is computed for every token; `None`: those that the router chose.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expert_mode: Option<String>,
     /// Of attention, dense MLPs and the unembedding: `bf16`, `q8_0`, `q6_0`. As the next two `None` in runs of
     /// before there was a choice.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -63,7 +68,31 @@ impl ModelShape {
 }
 
 impl ModelFacts {
-    /// What differs from bf16 weights, products in f32 and a cache like the activations, in words.
+    /// Whether every expert is computed for every token.
+    pub fn computes_all_experts(&self) -> bool {
+        self.shape.experts.is_some() && self.expert_mode.as_deref() == Some(ExpertMode::DenseAll.key())
+    }
+
+    /// Experts of a layer that are computed for one token; `None` for dense models.
+    pub fn experts_computed(&self) -> Option<u32> {
+        let experts = self.shape.experts?;
+        Some(if self.computes_all_experts() { experts.num_experts } else { experts.experts_per_token })
+    }
+
+    /// Parameters that one token is multiplied with: the active ones, and where all experts are computed those of
+    /// the others too.
+    pub fn multiplied_parameters(&self) -> u64 {
+        match self.shape.experts {
+            Some(e) if self.computes_all_experts() => {
+                let each = self.shape.weights.experts.parameters / u64::from(e.num_experts.max(1));
+                self.active_parameters + each * u64::from(e.num_experts.saturating_sub(e.experts_per_token))
+            }
+            _ => self.active_parameters,
+        }
+    }
+
+    /// What differs from bf16 weights, products in f32, a cache like the activations and the experts that the
+    /// router chose, in words.
     pub fn shortcuts(&self) -> Vec<String> {
         let unlike = |what: &str, is: Option<&String>, usual: &str| {
             is.filter(|is| *is != usual).map(|is| format!("{what} {is}"))
@@ -73,7 +102,8 @@ impl ModelFacts {
             unlike("products", self.matmul_precision.as_ref(), "f32"),
             unlike("KV cache", self.kv_dtype.as_ref(), &self.activation_dtype),
         ];
-        all.into_iter().flatten().collect()
+        let all_experts = self.computes_all_experts().then(|| "all experts computed (ablation)".to_owned());
+        all.into_iter().flatten().chain(all_experts).collect()
     }
 }
 

@@ -73,6 +73,27 @@ pub enum MatmulPrecision {
     Int8,
 }
 
+/// Which experts of a mixture are computed for a token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ExpertMode {
+    /// Those that the router chose, as the model is meant to be served.
+    #[default]
+    Routed,
+    /// All of them, with weight 0 where the router did not choose: an ablation.
+    DenseAll,
+}
+
+impl ExpertMode {
+    /// As a study spells it.
+    pub fn key(self) -> &'static str {
+        match self {
+            Self::Routed => "routed",
+            Self::DenseAll => "dense-all",
+        }
+    }
+}
+
 /// What the KV cache holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -165,6 +186,7 @@ table! {
         device: String,
         activation_dtype: ActivationDtype,
         expert_dtype: ExpertDtype,
+        expert_mode: ExpertMode,
         dense_dtype: DenseDtype,
         matmul_precision: MatmulPrecision,
         kv_dtype: KvDtype,
@@ -291,6 +313,8 @@ pub struct ModelTable {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expert_dtype: Option<ExpertDtype>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expert_mode: Option<ExpertMode>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dense_dtype: Option<DenseDtype>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub matmul_precision: Option<MatmulPrecision>,
@@ -321,6 +345,7 @@ impl ModelTable {
             tokenizer: None,
             activation_dtype: None,
             expert_dtype: None,
+            expert_mode: None,
             dense_dtype: None,
             matmul_precision: None,
             kv_dtype: None,
@@ -417,6 +442,7 @@ mod tests {
             let value = match (*default, *ty) {
                 ("-", "string") if key.ends_with("_dtype") => "\"bf16\"",
                 ("-", "string") if *key == "matmul_precision" => "\"int8\"",
+                ("-", "string") if *key == "expert_mode" => "\"dense-all\"",
                 ("-", "boolean") => "true",
                 ("-", "string") => "\"a\"",
                 ("-", "float") => "1.0",

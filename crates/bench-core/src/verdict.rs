@@ -36,12 +36,14 @@ pub enum Reason {
     /// and not ended, on average in the second and in the last quarter of the schedule. The figures are right, but
     /// those of a longer run would be others.
     Overloaded { early: f64, late: f64 },
+    /// Every expert was computed for every token, also those that the router did not choose: an ablation.
+    AllExperts,
 }
 
 impl Reason {
     /// A note tells how to read figures that may be believed.
     pub fn is_note(&self) -> bool {
-        matches!(self, Self::Overloaded { .. })
+        matches!(self, Self::Overloaded { .. } | Self::AllExperts)
     }
 }
 
@@ -77,6 +79,9 @@ impl fmt::Display for Reason {
                 write!(f, "schedule lag p99 {p99_ms:.3} ms over {limit_ms} ms")
             }
             Self::ClientBound { bounds } => write!(f, "client-bound: {}", joined(bounds)),
+            Self::AllExperts => {
+                write!(f, "all experts computed (ablation): not how the model is served")
+            }
             Self::Overloaded { early, late } => write!(
                 f,
                 "overloaded, or too short to settle: {early:.1} requests in flight in the second quarter of the \

@@ -11,7 +11,8 @@ use std::time::Instant;
 use bench_engine::sampling::{Sampler, SamplingParams};
 use bench_engine::session::{OpenOptions, open_model};
 use bench_engine::{
-    ActivationDtype, DenseDtype, Hooks, KvDtype, LoadOptions, MatmulPrecision, Model, Sequence, system,
+    ActivationDtype, DenseDtype, ExpertMode, Hooks, KvDtype, LoadOptions, MatmulPrecision, Model, Sequence,
+    system,
 };
 use bench_kernels::pool::{Pool, PoolOptions};
 use bench_kernels::{Exec, Variant, bandwidth};
@@ -59,6 +60,7 @@ fn args() -> Args {
             ("dense", "native") => args.load.dense_dtype = DenseDtype::Native,
             ("dense", "q8_0") => args.load.dense_dtype = DenseDtype::Q8_0,
             ("dense", "q6_0") => args.load.dense_dtype = DenseDtype::Q6_0,
+            ("experts", "dense-all") => args.load.expert_mode = ExpertMode::DenseAll,
             ("precision", "f32") => args.load.matmul_precision = MatmulPrecision::F32,
             ("precision", "int16") => args.load.matmul_precision = MatmulPrecision::Int16,
             ("precision", "int8") => args.load.matmul_precision = MatmulPrecision::Int8,

@@ -36,7 +36,8 @@ pub enum Site {
     ExpertIndex(usize),
     /// `[T, k]`.
     ExpertWeight(usize),
-    /// `[T, k, 2 · intermediate]`: what each chosen expert computes; the three can be read only.
+    /// `[T, k, 2 · intermediate]`: what each chosen expert computes; where all experts are computed, instead of k all of
+    /// them, the chosen ones first. The three can be read only.
     MoeGateUp(usize),
     /// `[T, k, intermediate]`.
     MoeAct(usize),

@@ -39,5 +39,6 @@ pub use dtype::Stored;
 pub use error::{Error, Result};
 pub use hooks::{Hooks, Routing};
 pub use model::{
-    ActivationDtype, DenseDtype, KvDtype, LoadOptions, Logits, MatmulPrecision, Model, Progress, Workspace,
+    ActivationDtype, DenseDtype, ExpertMode, KvDtype, LoadOptions, Logits, MatmulPrecision, Model, Progress,
+    Workspace,
 };

@@ -11,7 +11,7 @@ use crate::Error;
 use crate::config::{ExpertDtype, ModelConfig};
 use crate::dtype::Stored;
 use crate::layout::{self, Role, TensorSpec};
-use crate::model::{ActivationDtype, DenseDtype, KvDtype, LoadOptions, MatmulPrecision};
+use crate::model::{ActivationDtype, DenseDtype, ExpertMode, KvDtype, LoadOptions, MatmulPrecision};
 use crate::place::Place;
 use crate::system::available_memory;
 
@@ -19,6 +19,7 @@ use crate::system::available_memory;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Need {
     pub expert_dtype: ExpertDtype,
+    pub expert_mode: ExpertMode,
     pub activation_dtype: ActivationDtype,
     pub dense_dtype: DenseDtype,
     pub kv_dtype: KvDtype,
@@ -37,6 +38,7 @@ impl Need {
     pub fn of(options: &LoadOptions) -> Self {
         Self {
             expert_dtype: options.expert_dtype,
+            expert_mode: options.expert_mode,
             activation_dtype: options.activation_dtype,
             dense_dtype: options.dense_dtype,
             kv_dtype: options.kv(),
@@ -204,10 +206,12 @@ fn activation_bytes(config: &ModelConfig, need: &Need) -> u64 {
     let (mlp, mlp_inputs) = match &config.moe {
         None => (4 * 3 * config.intermediate_size, dense * config.intermediate_size as f64),
         Some(moe) => {
-            let k = moe.num_experts_per_tok;
+            let k = need.expert_mode.computed(moe);
             let slot = 3 * config.intermediate_size + config.hidden_size;
-            // Choice, weight, and three lists of slots.
-            let routing = 4 * (moe.num_local_experts + 5 * k);
+            // Choice, weight, and three lists of slots; with all experts the router's own beside them.
+            let chosen =
+                if need.expert_mode == ExpertMode::DenseAll { 2 * moe.num_experts_per_tok } else { 0 };
+            let routing = 4 * (moe.num_local_experts + 5 * k + chosen);
             let native = config.mxfp4 && need.expert_dtype == ExpertDtype::Native;
             let experts = product_bytes(need, native, tokens * k / moe.num_local_experts);
             let inputs = experts * (k * config.intermediate_size) as f64;
@@ -277,6 +281,10 @@ fn suggest(config: &ModelConfig, need: &Need, available: Option<u64>) -> String 
     if need.expert_dtype == ExpertDtype::Bf16 && config.mxfp4 && fits(config, &native) {
         ways.push("it fits with --expert-dtype native".to_owned());
     }
+    let routed = Need { expert_mode: ExpertMode::Routed, ..*need };
+    if need.expert_mode == ExpertMode::DenseAll && fits(config, &routed) {
+        ways.push("it fits with --expert-mode routed".to_owned());
+    }
     let max_context = max_context_of(config, need, available);
     if max_context > 0 {
         ways.push(format!("a context of at most {max_context} tokens fits"));
@@ -300,6 +308,7 @@ mod tests {
 
     const NEED: Need = Need {
         expert_dtype: ExpertDtype::Native,
+        expert_mode: ExpertMode::Routed,
         activation_dtype: ActivationDtype::Bf16,
         dense_dtype: DenseDtype::Native,
         kv_dtype: KvDtype::Bf16,
@@ -324,6 +333,21 @@ mod tests {
         assert!(text.contains("--layers 1"), "{text}");
         let error = require("x", &config, &NEED, Some(8 << 30)).unwrap_err().to_string();
         assert!(error.contains("8.0 GiB") && error.contains("--layers"), "{error}");
+    }
+
+    #[test]
+    fn all_experts_take_rows_of_their_own_and_routing_is_suggested() {
+        let config = preset::config("gpt-oss-20b").unwrap();
+        let all = Need { expert_mode: ExpertMode::DenseAll, ..NEED };
+        let bytes = |need: &Need| check(&config, need, None).activation_bytes_estimate;
+        // For each of 512 tokens 28 experts more: gate, up and what they make, and what goes out, in f32; choice,
+        // weight and three lists for each, and the router's four choices and weights.
+        let more = 28 * (4 * (3 * 2880 + 2880) + 4 * 5) + 4 * 2 * 4;
+        assert_eq!(bytes(&all) - bytes(&NEED), 512 * more);
+        assert_eq!(check(&config, &all, None).weights_bytes, check(&config, &NEED, None).weights_bytes);
+        let routed = check(&config, &NEED, None).required_bytes;
+        let text = check(&config, &all, Some(routed)).suggestion.unwrap();
+        assert!(text.contains("--expert-mode routed"), "{text}");
     }
 
     #[test]

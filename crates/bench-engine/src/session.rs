@@ -84,7 +84,9 @@ pub fn open_tokenizer(model: &ModelRef) -> Result<Tokenizer> {
     Ok(tokenizer)
 }
 
+/// What can be refused before weights are read: an ablation that the model does not have, and what does not fit.
 fn require_memory(model: &str, source: &Source, options: &OpenOptions) -> Result<()> {
+    options.load.expert_mode.check(&source.config)?;
     let available = preflight::available(&options.load.place);
     preflight::require(model, &source.config, &options.need(source.folder.is_some()), available)
 }

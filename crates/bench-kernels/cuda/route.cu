@@ -85,6 +85,42 @@ KERNEL(128, 1, route)(RouteArgs a) {
 }
 EXPORT(route);
 
+struct AllExpertsArgs {
+    u64 choice;      // u32 [tokens][slots_per_token]
+    u64 weights;     // f32 [tokens][slots_per_token]
+    u64 all;         // u32 [tokens][experts]: written, the chosen ones first, then the others in ascending order
+    u64 all_weights; // f32 [tokens][experts]: written, 0 for the others
+    u32 tokens, experts, slots_per_token, unused;
+};
+
+// A block for each token, a thread for each expert: a few reads that all threads share, one write.
+KERNEL(128, 1, all_experts)(AllExpertsArgs a) {
+    dependency_launch();
+    u32 expert = threadIdx.x, k = a.slots_per_token;
+    u64 token = blockIdx.x;
+    dependency_wait();
+    if (expert >= a.experts) return;
+    const u32 *choice = (const u32 *)a.choice + token * k;
+    const float *weights = (const float *)a.weights + token * k;
+    // An expert may be chosen twice, where a hook did: it has one place, and both weights.
+    float weight = 0.0f;
+    u32 distinct = 0, below = 0, place = MAX_EXPERTS;
+    for (u32 j = 0; j < k; ++j) {
+        u32 other = choice[j], again = 0;
+        for (u32 i = 0; i < j; ++i) again |= choice[i] == other;
+        if (other == expert) {
+            weight += weights[j];
+            if (!again) place = distinct;
+        }
+        distinct += !again;
+        below += !again && other < expert;
+    }
+    if (place == MAX_EXPERTS) place = distinct + expert - below;
+    ((u32 *)a.all)[token * a.experts + place] = expert;
+    ((float *)a.all_weights)[token * a.experts + place] = weight;
+}
+EXPORT(all_experts);
+
 struct SortArgs {
     u64 choice;   // u32 [slots]
     u64 order;    // u32 [slots]: slots by expert, ascending within each
@@ -170,32 +206,35 @@ struct CombineArgs {
     u32 tokens, cols, slots_per_token, flags;
 };
 
-// A thread for four columns of a token: all reads under way before the first sum. Memory is the limit.
+// A thread for four columns of a token: the reads of eight rows under way before their sum. Memory is the limit. A weight
+// of 0 adds nothing, whatever its row holds: an expert that was not chosen must not spoil the sum.
 KERNEL(256, 4, combine)(CombineArgs a) {
     dependency_launch();
     dependency_wait();
-    u32 k = a.slots_per_token, token = blockIdx.y, column = (blockIdx.x * blockDim.x + threadIdx.x) * 4;
+    u32 k = a.slots_per_token, token = blockIdx.x, column = (blockIdx.y * blockDim.x + threadIdx.x) * 4;
     if (column >= a.cols) return;
     bool round = a.flags & ROUND;
     const float *rows = (const float *)a.rows + (u64)token * k * a.cols + column;
     const float *weights = (const float *)a.weights + (u64)token * k;
-    float4 values[MAX_CHOSEN];
-    float shares[MAX_CHOSEN];
-    UNROLL
-    for (u32 j = 0; j < MAX_CHOSEN; ++j)
-        if (j < k) {
-            values[j] = *(const float4 *)(rows + (u64)j * a.cols);
-            shares[j] = weights[j];
-        }
     float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-    UNROLL
-    for (u32 j = 0; j < MAX_CHOSEN; ++j) {
-        if (j >= k) continue;
-        float v[4] = {values[j].x, values[j].y, values[j].z, values[j].w};
+    for (u32 first = 0; first < k; first += MAX_CHOSEN) {
+        float4 values[MAX_CHOSEN];
+        float shares[MAX_CHOSEN];
         UNROLL
-        for (u32 i = 0; i < 4; ++i) {
-            float product = shares[j] * v[i];
-            sum[i] += round ? round_bf16(product) : product;
+        for (u32 j = 0; j < MAX_CHOSEN; ++j)
+            if (first + j < k) {
+                values[j] = *(const float4 *)(rows + (u64)(first + j) * a.cols);
+                shares[j] = weights[first + j];
+            }
+        UNROLL
+        for (u32 j = 0; j < MAX_CHOSEN; ++j) {
+            if (first + j >= k || shares[j] == 0.0f) continue;
+            float v[4] = {values[j].x, values[j].y, values[j].z, values[j].w};
+            UNROLL
+            for (u32 i = 0; i < 4; ++i) {
+                float product = shares[j] * v[i];
+                sum[i] += round ? round_bf16(product) : product;
+            }
         }
     }
     u64 at = (u64)token * a.cols + column;

@@ -52,10 +52,7 @@ pub fn chosen_softmax_into(
     weights: &mut Vec<f32>,
 ) -> Result<()> {
     check_len("chosen experts", chosen.len() * experts, logits.len() * k)?;
-    if let Some(&bad) = chosen.iter().find(|&&e| e as usize >= experts) {
-        let expected = "below the number of experts";
-        return Err(Error::Invalid { what: "expert", value: bad as usize, expected });
-    }
+    check_experts(chosen, experts)?;
     weights.clear();
     for (row, chosen) in logits.chunks_exact(experts).zip(chosen.chunks_exact(k.max(1))) {
         let largest = chosen.iter().fold(f32::NEG_INFINITY, |m, &e| m.max(row[e as usize]));
@@ -65,6 +62,55 @@ pub fn chosen_softmax_into(
         weights[start..].iter_mut().for_each(|w| *w /= sum);
     }
     Ok(())
+}
+
+/// From the choice of each token, `[tokens, k]`, to all experts, `[tokens, experts]`: the chosen ones first, in their
+/// order and with their weights, then the others in ascending order with weight 0. Sums over a token's slots are then
+/// those over the chosen ones, in their order. An expert that a token chose twice stands once, with both weights.
+///
+/// # Errors
+/// Lengths that do not fit, an expert that is not below `experts`.
+pub fn all_experts_into(
+    chosen: &[u32],
+    weights: &[f32],
+    k: usize,
+    experts: usize,
+    all: &mut Vec<u32>,
+    all_weights: &mut Vec<f32>,
+) -> Result<()> {
+    check_len("expert weights", weights.len(), chosen.len())?;
+    check_len("chosen experts", chosen.len(), chosen.len() / k.max(1) * k)?;
+    check_experts(chosen, experts)?;
+    let slots = chosen.len() / k.max(1) * experts;
+    all.clear();
+    all.reserve_exact(slots);
+    all_weights.clear();
+    all_weights.reserve_exact(slots);
+    for (chosen, weights) in chosen.chunks_exact(k.max(1)).zip(weights.chunks_exact(k.max(1))) {
+        let start = all.len();
+        for (&expert, &weight) in chosen.iter().zip(weights) {
+            match all[start..].iter().position(|&e| e == expert) {
+                Some(at) => all_weights[start + at] += weight,
+                None => {
+                    all.push(expert);
+                    all_weights.push(weight);
+                }
+            }
+        }
+        all.extend((0..experts as u32).filter(|expert| !chosen.contains(expert)));
+        all_weights.resize(start + experts, 0.0);
+    }
+    Ok(())
+}
+
+fn check_experts(chosen: &[u32], experts: usize) -> Result<()> {
+    match chosen.iter().find(|&&e| e as usize >= experts) {
+        None => Ok(()),
+        Some(&bad) => {
+            let expected = "below the number of experts";
+            Err(Error::Invalid { what: "expert", value: bad as usize, expected })
+        }
+    }
 }
 
 /// Which slots `token · k + choice` go to each expert; memory is kept from one use to the next.
@@ -99,10 +145,7 @@ impl Routed {
 /// # Errors
 /// An expert that is not below `experts`.
 pub fn by_expert_into(chosen: &[u32], experts: usize, routed: &mut Routed) -> Result<()> {
-    if let Some(&bad) = chosen.iter().find(|&&e| e as usize >= experts) {
-        let expected = "below the number of experts";
-        return Err(Error::Invalid { what: "expert", value: bad as usize, expected });
-    }
+    check_experts(chosen, experts)?;
     let Routed { offsets, slots } = routed;
     offsets.clear();
     offsets.resize(experts + 1, 0);
@@ -150,7 +193,8 @@ thread_local! {
 }
 
 /// `out[t] = Σ_choice weights[t, choice] · row of slot t · k + choice`, one choice after the other; rows `[_, hidden]`
-/// are in the order of `slots`, a permutation of all slots. `round_bf16` rounds each product, not the sum.
+/// are in the order of `slots`, a permutation of all slots. `round_bf16` rounds each product, not the sum. A weight of 0
+/// adds nothing, whatever its row holds.
 ///
 /// # Errors
 /// Lengths that do not fit, a slot that is missing.
@@ -187,6 +231,10 @@ pub fn combine(
             let out = unsafe { shared.slice(token * hidden..(token + 1) * hidden) };
             out.fill(0.0);
             for slot in token * k..(token + 1) * k {
+                // An expert that was not chosen must not spoil the sum, were its row not finite.
+                if weights[slot] == 0.0 {
+                    continue;
+                }
                 let row = &rows[row_of_slot[slot] as usize * hidden..][..hidden];
                 if round_bf16 {
                     add_scaled_bf16(exec.variant(), out, row, weights[slot]);
@@ -259,6 +307,17 @@ mod tests {
     }
 
     #[test]
+    fn all_experts_are_the_chosen_and_then_the_others_with_weight_0() {
+        let (mut all, mut weights) = (vec![9; 3], vec![9.0]);
+        // The second token chose one expert twice.
+        all_experts_into(&[2, 0, 1, 1], &[0.75, 0.25, 0.5, 0.25], 2, 4, &mut all, &mut weights).unwrap();
+        assert_eq!(all, [2, 0, 1, 3, 1, 0, 2, 3]);
+        assert_eq!(weights, [0.75, 0.25, 0.0, 0.0, 0.75, 0.0, 0.0, 0.0]);
+        assert!(all_experts_into(&[4], &[1.0], 1, 4, &mut all, &mut weights).is_err());
+        assert!(all_experts_into(&[0, 1], &[1.0], 2, 4, &mut all, &mut weights).is_err());
+    }
+
+    #[test]
     fn rows_of_experts_add_up_by_token() {
         let (rows, weights) = ([1.0, 2.0, 10.0, 20.0, 100.0, 200.0, 1000.0, 2000.0], [0.5, 0.25, 1.0, 2.0]);
         let mut out = [f32::NAN; 4];
@@ -266,5 +325,8 @@ mod tests {
         combine(&Exec::shared(), &rows, &[1, 3, 0, 2], &weights, &mut out, false).unwrap();
         assert_eq!(out, [50.25, 100.5, 1020.0, 2040.0]);
         assert!(combine(&Exec::shared(), &rows, &[1, 3, 0, 0], &weights, &mut out, false).is_err());
+        let (rows, mut out) = ([f32::INFINITY, 3.0], [f32::NAN]);
+        combine(&Exec::shared(), &rows, &[0, 1], &[0.0, 0.5], &mut out, false).unwrap();
+        assert_eq!(out, [1.5]);
     }
 }

@@ -305,6 +305,16 @@ fn verdicts_name_their_reasons() {
 }
 
 #[test]
+fn a_cell_whose_experts_were_all_computed_says_so_and_may_be_believed() {
+    let mut plan = plan(1, 1);
+    plan.models[0].expert_mode = bench_core::spec::ExpertMode::DenseAll;
+    let trials = [trial(&plan.cells[0], vec![request(0, 0, "i@0 s@0 t1@1 t3@2 c16:4@3 d@3")])];
+    let verdict = summarise(&plan, &plan.cells[0], &trials, false, "mock", None).unwrap().verdict;
+    assert_eq!(verdict.reason_text(), "all experts computed (ablation): not how the model is served");
+    assert_eq!(verdict.key(), "VALID");
+}
+
+#[test]
 fn traces_that_do_not_belong_together_are_refused() {
     let plan = plan(1, 1);
     let cell = &plan.cells[0];

@@ -5,6 +5,7 @@ use crate::window::Growth;
 use bench_core::event::FailureKind;
 use bench_core::load::Load;
 use bench_core::plan::{Cell, Plan};
+use bench_core::spec::ExpertMode;
 use bench_core::verdict::{ClientBound, ClientVerdict, Reason, Verdict};
 
 /// A 99th percentile of sent - intended above this means that the generator could not keep up. Two ticks of a
@@ -146,6 +147,8 @@ impl Evidence {
             reasons.push(Reason::ClientBound { bounds });
         }
         reasons.extend(whole.growth.and_then(overloaded));
+        let mode = plan.model(&cell.model).map(|model| model.expert_mode);
+        reasons.extend((mode == Some(ExpertMode::DenseAll)).then_some(Reason::AllExperts));
         Verdict { reasons }
     }
 }

@@ -46,6 +46,7 @@ fn facts(shape: ModelShape) -> ModelFacts {
         kv_bytes_per_token: kv_full_bytes(&shape, 1),
         activation_dtype: "bf16".to_owned(),
         expert_dtype: "native".to_owned(),
+        expert_mode: None,
         dense_dtype: None,
         matmul_precision: None,
         kv_dtype: None,

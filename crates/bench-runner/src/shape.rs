@@ -11,7 +11,7 @@ use bench_engine::layout::{self, Role};
 use bench_engine::place::Place;
 use bench_engine::source::ModelRef;
 use bench_engine::{
-    ActivationDtype, DenseDtype, Exec, KvDtype, LoadOptions, MatmulPrecision, Stored, system,
+    ActivationDtype, DenseDtype, Exec, ExpertMode, KvDtype, LoadOptions, MatmulPrecision, Stored, system,
 };
 
 /// The engine's options for dtypes as a study names them, on the threads that this process shares.
@@ -24,6 +24,10 @@ pub fn load_options(dtypes: Dtypes, layers: Option<u32>) -> LoadOptions {
         expert_dtype: match dtypes.expert {
             spec::ExpertDtype::Native => ExpertDtype::Native,
             spec::ExpertDtype::Bf16 => ExpertDtype::Bf16,
+        },
+        expert_mode: match dtypes.expert_mode {
+            spec::ExpertMode::Routed => ExpertMode::Routed,
+            spec::ExpertMode::DenseAll => ExpertMode::DenseAll,
         },
         dense_dtype: match dtypes.dense {
             spec::DenseDtype::Native => DenseDtype::Native,
@@ -63,6 +67,8 @@ pub fn facts(config: &ModelConfig, options: &LoadOptions) -> ModelFacts {
         kv_bytes_per_token: layout::kv_bytes(config, 1, options.kv(), false),
         activation_dtype: options.activation_dtype.name().to_owned(),
         expert_dtype: experts.to_owned(),
+        expert_mode: (config.moe.is_some() && options.expert_mode == ExpertMode::DenseAll)
+            .then(|| options.expert_mode.name().to_owned()),
         dense_dtype: Some(options.dense_dtype.name().to_owned()),
         matmul_precision: Some(options.matmul_precision.name().to_owned()),
         kv_dtype: Some(options.kv().name().to_owned()),
@@ -180,6 +186,22 @@ mod tests {
         // 24 layers, 8 heads, keys and values of 64 + 2 · 2 bytes.
         assert_eq!((fast.kv_bytes_per_token, fast.shape.kv_layer_bytes()), (24 * 1088, 1088));
         assert_eq!(exact.shape.kv_layer_bytes(), 4096);
+    }
+
+    #[test]
+    fn facts_say_that_all_experts_were_computed_and_count_what_that_multiplies() {
+        let config = bench_engine::preset::config("gpt-oss-20b").unwrap();
+        let all = Dtypes { expert_mode: spec::ExpertMode::DenseAll, ..Dtypes::default() };
+        let [routed, all] = [Dtypes::default(), all].map(|d| facts(&config, &load_options(d, None)));
+        assert_eq!(all.shortcuts(), ["all experts computed (ablation)"]);
+        assert_eq!(all.expert_mode.as_deref(), Some(spec::ExpertMode::DenseAll.key()));
+        assert_eq!((routed.expert_mode.as_deref(), all.active_parameters), (None, routed.active_parameters));
+        assert_eq!((routed.experts_computed(), all.experts_computed()), (Some(4), Some(32)));
+        assert_eq!(routed.multiplied_parameters(), routed.active_parameters);
+        // All but the table that ids are looked up in.
+        assert_eq!(all.multiplied_parameters(), all.parameters - all.shape.weights.embedding.parameters);
+        let json = serde_json::to_value(&routed).unwrap();
+        assert!(json.get("expert_mode").is_none());
     }
 
     #[test]

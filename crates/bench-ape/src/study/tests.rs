@@ -60,6 +60,7 @@ fn facts() -> ModelFacts {
         kv_bytes_per_token: 0,
         activation_dtype: "bf16".to_owned(),
         expert_dtype: "none".to_owned(),
+        expert_mode: None,
         dense_dtype: None,
         matmul_precision: None,
         kv_dtype: None,

@@ -9,7 +9,7 @@ pub struct AblateArgs {
     /// `dummy:<preset>`, a folder, or a hub name
     #[arg(short = 'm', long, value_name = "MODEL")]
     pub model: String,
-    /// What is varied: decoding, precision, context, server, batch, or all
+    /// What is varied: decoding, precision, expert-mode, context, server, batch, or all
     #[arg(long, value_delimiter = ',', value_parser = parse_tests, default_value = "all", value_name = "TEST,..")]
     pub tests: Vec<Tests>,
     /// Prompt tokens, template included, where they are not what is varied
@@ -85,18 +85,22 @@ impl AblateArgs {
 pub enum Ablation {
     Decoding,
     Precision,
+    /// Experts that the router chose, or all.
+    ExpertMode,
     Context,
     Server,
     Batch,
 }
 
 impl Ablation {
-    pub const ALL: [Self; 5] = [Self::Decoding, Self::Precision, Self::Context, Self::Server, Self::Batch];
+    pub const ALL: [Self; 6] =
+        [Self::Decoding, Self::Precision, Self::ExpertMode, Self::Context, Self::Server, Self::Batch];
 
     pub fn key(self) -> &'static str {
         match self {
             Self::Decoding => "decoding",
             Self::Precision => "precision",
+            Self::ExpertMode => "expert-mode",
             Self::Context => "context",
             Self::Server => "server",
             Self::Batch => "batch",

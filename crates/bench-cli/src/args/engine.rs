@@ -5,7 +5,7 @@
 use super::keyword;
 use bench_core::plan::{Dtypes, usual_activations, usual_matmul_precision};
 use bench_core::spec::{
-    ActivationDtype, DenseDtype, ExpertDtype, KvDtype, MatmulPrecision, TargetKind, TargetTable,
+    ActivationDtype, DenseDtype, ExpertDtype, ExpertMode, KvDtype, MatmulPrecision, TargetKind, TargetTable,
 };
 use clap::Args;
 
@@ -27,6 +27,10 @@ pub struct EngineArgs {
     /// `native` keeps MXFP4 experts, `bf16` dequantizes them [default: native]
     #[arg(long, value_parser = parse_expert, value_name = "native|bf16")]
     pub expert_dtype: Option<ExpertDtype>,
+    /// Experts that are computed for a token: `routed`, those that the router chose, or `dense-all`, every one, with
+    /// weight 0 where it was not chosen; the second is an ablation, and its figures say so [default: routed]
+    #[arg(long, value_parser = parse_expert_mode, value_name = "routed|dense-all")]
+    pub expert_mode: Option<ExpertMode>,
     /// Attention, dense MLPs and unembedding: `native` keeps the checkpoint's bf16 (`bf16` is another name for it)
     /// and is exact, `q8_0` and `q6_0` quantize it [default: native]
     #[arg(long, value_parser = parse_dense, value_name = "native|bf16|q8_0|q6_0")]
@@ -56,6 +60,7 @@ impl EngineArgs {
         Dtypes {
             activation: self.activation_dtype.unwrap_or(usual_activations(engine, device)),
             expert: self.expert_dtype.unwrap_or(exact.expert),
+            expert_mode: self.expert_mode.unwrap_or(exact.expert_mode),
             dense: self.dense_dtype.unwrap_or(exact.dense),
             matmul: self.matmul_precision.unwrap_or(usual_matmul_precision(engine, device)),
             kv: self.kv_dtype,
@@ -68,6 +73,7 @@ impl EngineArgs {
             device: self.device.clone(),
             activation_dtype: self.activation_dtype,
             expert_dtype: self.expert_dtype,
+            expert_mode: self.expert_mode,
             dense_dtype: self.dense_dtype,
             matmul_precision: self.matmul_precision,
             kv_dtype: self.kv_dtype,
@@ -87,6 +93,7 @@ impl EngineArgs {
             self.pin.then_some(("--pin", None)),
             of("--activation-dtype", self.activation_dtype.map(|v| word(&ACTIVATIONS, &v))),
             of("--expert-dtype", self.expert_dtype.map(|v| word(&EXPERTS, &v))),
+            of("--expert-mode", self.expert_mode.map(|v| word(&MODES, &v))),
             of("--dense-dtype", self.dense_dtype.map(|v| word(&DENSE, &v))),
             of("--matmul-precision", self.matmul_precision.map(|v| word(&MATMUL, &v))),
             of("--kv-dtype", self.kv_dtype.map(|v| word(&KV, &v))),
@@ -99,6 +106,7 @@ impl EngineArgs {
 const ACTIVATIONS: [(&str, ActivationDtype); 2] =
     [("f32", ActivationDtype::F32), ("bf16", ActivationDtype::Bf16)];
 const EXPERTS: [(&str, ExpertDtype); 2] = [("native", ExpertDtype::Native), ("bf16", ExpertDtype::Bf16)];
+const MODES: [(&str, ExpertMode); 2] = [("routed", ExpertMode::Routed), ("dense-all", ExpertMode::DenseAll)];
 const DENSE: [(&str, DenseDtype); 4] = [
     ("native", DenseDtype::Native),
     ("bf16", DenseDtype::Native),
@@ -125,6 +133,10 @@ pub(super) fn parse_activation(text: &str) -> Result<ActivationDtype, String> {
 
 fn parse_expert(text: &str) -> Result<ExpertDtype, String> {
     keyword(text, &EXPERTS)
+}
+
+fn parse_expert_mode(text: &str) -> Result<ExpertMode, String> {
+    keyword(text, &MODES)
 }
 
 fn parse_dense(text: &str) -> Result<DenseDtype, String> {
@@ -156,12 +168,14 @@ mod tests {
             let words = words.flat_map(|(flag, value)| [Some(flag.to_owned()), value]);
             (words.flatten().collect::<Vec<_>>().join(" "), args.engine.dtypes())
         };
-        let all = "--device cuda:1 --threads 3 --pin --activation-dtype bf16 --expert-dtype bf16 --dense-dtype q6_0 \
-                   --matmul-precision int8 --kv-dtype q8_0 --layers 2";
+        let all = "--device cuda:1 --threads 3 --pin --activation-dtype bf16 --expert-dtype bf16 --expert-mode dense-all \
+                   --dense-dtype q6_0 --matmul-precision int8 --kv-dtype q8_0 --layers 2";
         assert_eq!(given(all).0, all);
         assert_eq!(given("").0, "");
         assert_eq!(given("--dense-dtype bf16").0, "--dense-dtype native");
         assert_eq!(given("--matmul-precision int16").1, given("").1);
+        assert_eq!(given("--expert-mode routed").1, given("").1);
+        assert_ne!(given("--expert-mode dense-all").1, given("").1);
         assert_ne!(given("--matmul-precision f32").1, given("").1);
     }
 }

@@ -18,7 +18,7 @@ pub struct FidelityArgs {
     #[arg(long, default_value_t = 42)]
     pub seed: u64,
     /// Every choice of weights, products and cache, instead of the one that the flags make
-    #[arg(long, conflicts_with_all = ["activation_dtype", "dense_dtype", "matmul_precision", "kv_dtype"])]
+    #[arg(long, conflicts_with_all = ["activation_dtype", "expert_mode", "dense_dtype", "matmul_precision", "kv_dtype"])]
     pub all: bool,
     /// Exit with 3 if a bound does not hold, with the experts that the reference chose, with those that each chose
     /// itself, or in any of the two

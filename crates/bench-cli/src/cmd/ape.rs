@@ -56,6 +56,7 @@ fn long(rows: &[Row]) -> Vec<Record> {
         record.insert("n".to_owned(), row.n.into());
         record.insert("missing_reason".to_owned(), row.missing_reason.clone().into());
         record.insert("verdict".to_owned(), row.verdict.into());
+        record.insert("verdict_reason".to_owned(), row.verdict_reason.clone().into());
         record
     };
     rows.iter().map(record).collect()
@@ -64,6 +65,8 @@ fn long(rows: &[Row]) -> Vec<Record> {
 /// A record of each cell, a column of each metric and scope that any of them has.
 fn wide(rows: &[Row]) -> Vec<Record> {
     let several_runs = rows.iter().any(|row| row.run_id != rows[0].run_id);
+    // What must be known to read a figure, as that all experts were computed.
+    let remarks = rows.iter().any(|row| !row.verdict_reason.is_empty());
     let column = |row: &Row| match row.scope.as_str() {
         "" => row.metric.to_owned(),
         scope => format!("{} {scope}", row.metric),
@@ -81,6 +84,9 @@ fn wide(rows: &[Row]) -> Vec<Record> {
             own.insert("run_id".to_owned(), row.run_id.clone().into());
         }
         key(&mut own, row);
+        if remarks {
+            own.insert("remark".to_owned(), row.verdict_reason.clone().into());
+        }
         // Rows stand sorted by cell.
         if cells.last().is_none_or(|(last, _)| *last != own) {
             let empty = columns.iter().map(|c| (c.clone(), Value::Null)).collect();

@@ -8,7 +8,7 @@ use crate::args::{FidelityArgs, Gate};
 use crate::progress::Waiting;
 use crate::{CliError, Io};
 use bench_core::plan::{Dtypes, derive_seed};
-use bench_core::spec::{DenseDtype, KvDtype, MatmulPrecision};
+use bench_core::spec::{DenseDtype, ExpertMode, KvDtype, MatmulPrecision};
 use bench_engine::fidelity::{Distance, Reference, Routing};
 use bench_engine::session::{self, OpenOptions};
 use bench_engine::source::ModelRef;
@@ -39,6 +39,7 @@ struct Fidelity {
 struct Choice {
     activation_dtype: &'static str,
     expert_dtype: &'static str,
+    expert_mode: &'static str,
     dense_dtype: &'static str,
     matmul_precision: &'static str,
     kv_dtype: &'static str,
@@ -64,6 +65,8 @@ pub(crate) fn run(args: &FidelityArgs, io: &mut Io<'_>) -> Result<(), CliError> 
     let model = open(args, exact, "f32, the reference", io)?;
     let layers = model.config().num_hidden_layers;
     let has_experts = model.config().moe.is_some();
+    let asked = bench_runner::shape::load_options(args.engine.dtypes(), None);
+    asked.expert_mode.check(model.config())?;
     let mut waiting = Waiting::new("running the reference", io.err);
     waiting.set(0, ids.len() as u64, "tokens");
     let reference = Reference::compute(&model, &ids, args.chunk as usize)?;
@@ -147,6 +150,7 @@ fn choice(
     let mut choice = Choice {
         activation_dtype: load.activation_dtype.name(),
         expert_dtype: load.expert_dtype.name(),
+        expert_mode: load.expert_mode.name(),
         dense_dtype: load.dense_dtype.name(),
         matmul_precision: load.matmul_precision.name(),
         kv_dtype: load.kv().name(),
@@ -171,8 +175,9 @@ fn choice(
 impl Choice {
     fn name(&self) -> String {
         let Self { activation_dtype, dense_dtype, matmul_precision, kv_dtype, .. } = self;
+        let all = if self.expert_mode == ExpertMode::DenseAll.key() { ", all experts computed" } else { "" };
         format!(
-            "dense {dense_dtype}, products {matmul_precision}, KV {kv_dtype}, activations {activation_dtype}"
+            "dense {dense_dtype}, products {matmul_precision}, KV {kv_dtype}, activations {activation_dtype}{all}"
         )
     }
 }
@@ -320,6 +325,7 @@ mod tests {
             choices: vec![Choice {
                 activation_dtype: "f32",
                 expert_dtype: "native",
+                expert_mode: "routed",
                 dense_dtype: "q8_0",
                 matmul_precision: "int16",
                 kv_dtype: "f32",

@@ -11,6 +11,7 @@ pub(crate) use attempt::run as attempt;
 use super::model::load_options;
 use crate::args::FitArgs;
 use crate::{CliError, Io};
+use bench_engine::ExpertMode;
 use bench_engine::config::ModelConfig;
 use bench_engine::preflight::{self, Need, Parts};
 use bench_engine::session;
@@ -30,6 +31,7 @@ struct Fit {
     memory_bytes: u64,
     activation_dtype: &'static str,
     expert_dtype: &'static str,
+    expert_mode: &'static str,
     dense_dtype: &'static str,
     kv_dtype: &'static str,
     prefill_chunk: u32,
@@ -74,6 +76,7 @@ pub(crate) fn run(args: &FitArgs, io: &mut Io<'_>) -> Result<(), CliError> {
         memory_bytes: question.memory_bytes,
         activation_dtype: question.need.activation_dtype.name(),
         expert_dtype: question.need.expert_dtype.name(),
+        expert_mode: question.need.expert_mode.name(),
         dense_dtype: question.need.dense_dtype.name(),
         kv_dtype: question.need.kv_dtype.name(),
         prefill_chunk: args.prefill_chunk,
@@ -98,6 +101,7 @@ impl<'a> Question<'a> {
         if let Some(layers) = options.num_layers {
             config = config.with_layers(layers)?;
         }
+        options.expert_mode.check(&config)?;
         let limit = config.max_position_embeddings;
         if args.context.is_some_and(|context| context as usize > limit) {
             let problem = format!("is beyond {limit}, the model's max_position_embeddings");
@@ -186,11 +190,12 @@ fn size(bytes: u64) -> String {
 
 fn print(fit: &Fit, out: &mut dyn Write) -> Result<(), CliError> {
     let Fit { model, activation_dtype, expert_dtype, dense_dtype, kv_dtype, prefill_chunk, .. } = fit;
+    let all = if fit.expert_mode == ExpertMode::DenseAll.name() { " (all computed)" } else { "" };
     writeln!(out, "{model} in {}, predicted", size(fit.memory_bytes))?;
     writeln!(
         out,
-        "activations {activation_dtype}, KV cache {kv_dtype}, experts {expert_dtype}, attention and unembedding \
-         {dense_dtype}, prefill chunk {prefill_chunk}\n"
+        "activations {activation_dtype}, KV cache {kv_dtype}, experts {expert_dtype}{all}, attention and \
+         unembedding {dense_dtype}, prefill chunk {prefill_chunk}\n"
     )?;
     writeln!(
         out,

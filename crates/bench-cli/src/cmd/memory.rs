@@ -81,6 +81,7 @@ fn largest_context(args: &MemoryArgs, id: &str, available: Option<u64>) -> Resul
     if let Some(layers) = options.num_layers {
         config = config.with_layers(layers)?;
     }
+    options.expert_mode.check(&config)?;
     let need = Need {
         context_tokens: args.context_lengths.iter().copied().max().unwrap_or(1) as usize,
         batch: args.batch.iter().copied().max().unwrap_or(1) as usize,

@@ -4,7 +4,7 @@ use crate::args::PlanArgs;
 use crate::cmd::{effective, read_spec};
 use crate::{CliError, Io};
 use bench_core::plan::{Cell, Plan, TargetPlan};
-use bench_core::spec::{DenseDtype, MatmulPrecision};
+use bench_core::spec::{DenseDtype, ExpertMode, MatmulPrecision};
 use std::io::Write;
 
 pub(crate) fn run(args: &PlanArgs, io: &mut Io<'_>) -> Result<(), CliError> {
@@ -36,7 +36,11 @@ fn print(plan: &Plan, out: &mut dyn Write) -> Result<(), CliError> {
     }
     for model in &plan.models {
         let layers = model.layers.map_or(String::new(), |n| format!(", first {n} layers"));
-        writeln!(out, "model   {} = {}{layers}", model.label, model.id)?;
+        let ablation = match model.expert_mode {
+            ExpertMode::Routed => "",
+            ExpertMode::DenseAll => ", all experts computed (ablation)",
+        };
+        writeln!(out, "model   {} = {}{layers}{ablation}", model.label, model.id)?;
     }
     writeln!(
         out,

@@ -4,10 +4,20 @@
 
 use super::value;
 use crate::Error;
+use crate::spec::ExpertMode;
 
-pub(super) fn default_label(id: &str) -> String {
+/// Longest label and longest name of a study.
+const MOST: usize = 64;
+
+/// The last part of an id; an ablation that nobody named is named here.
+pub(super) fn default_label(id: &str, mode: ExpertMode) -> String {
+    let ending = match mode {
+        ExpertMode::Routed => "",
+        ExpertMode::DenseAll => "-dense-all",
+    };
     let last = id.trim_end_matches('/').rsplit(['/', ':']).next().unwrap_or(id);
-    last.chars().map(|c| if is_label_char(c) { c } else { '-' }).take(64).collect()
+    let own = last.chars().map(|c| if is_label_char(c) { c } else { '-' });
+    own.take(MOST - ending.len()).chain(ending.chars()).collect()
 }
 
 pub(super) fn resolve_name(name: Option<&str>) -> Result<String, Error> {
@@ -28,7 +38,7 @@ fn is_label_char(c: char) -> bool {
 }
 
 pub(super) fn is_file_name(name: &str) -> bool {
-    !name.is_empty() && name.len() <= 64 && !name.starts_with('.') && name.chars().all(is_label_char)
+    !name.is_empty() && name.len() <= MOST && !name.starts_with('.') && name.chars().all(is_label_char)
 }
 
 pub(super) fn is_date(date: &str) -> bool {

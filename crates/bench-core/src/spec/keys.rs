@@ -67,6 +67,13 @@ pub const KEYS: &[Key] = &[
     ),
     Key(
         "target",
+        "expert_mode",
+        "string",
+        "\"routed\"",
+        "Experts that are computed for a token: `routed`, those that the router chose, or `dense-all`, every one, with weight 0 where it was not chosen. The second is an ablation that shows what engines cost that compute all experts; its figures are not those of a model as it is served, and say so. In-process only.",
+    ),
+    Key(
+        "target",
         "dense_dtype",
         "string",
         "\"native\"",
@@ -120,6 +127,13 @@ pub const KEYS: &[Key] = &[
         "Instead of `target.activation_dtype`, for this model: one id with several labels can stand in one study.",
     ),
     Key("models", "expert_dtype", "string", "-", "Instead of `target.expert_dtype`, for this model."),
+    Key(
+        "models",
+        "expert_mode",
+        "string",
+        "-",
+        "Instead of `target.expert_mode`, for this model, which must have experts for `dense-all`; a label that is not given then ends in `-dense-all`.",
+    ),
     Key("models", "dense_dtype", "string", "-", "Instead of `target.dense_dtype`, for this model."),
     Key("models", "matmul_precision", "string", "-", "Instead of `target.matmul_precision`, for this model."),
     Key("models", "kv_dtype", "string", "-", "Instead of `target.kv_dtype`, for this model."),

@@ -58,8 +58,8 @@ impl Transformer {
                 self.few_pair(gate, up, p.x, norm, n, p.act)?;
                 self.few(down, p.act, 0, n, 0, p.x, p.x)
             }
-            // Several tokens share experts: their rows are sorted by them.
-            Mlp::Experts { .. } if n > 1 => self.expert_rows(ws, l, layer, pass),
+            // Several tokens share experts, and so do all experts a token: their rows are sorted by them.
+            Mlp::Experts { .. } if n > 1 || self.shape.computes_all() => self.expert_rows(ws, l, layer, pass),
             Mlp::Experts { router, router_bias, up, up_bias, down, down_bias } => {
                 self.few(router, p.x, norm, 1, address(router_bias), 0, p.router)?;
                 self.route(p, 1, false)?;

@@ -212,7 +212,10 @@ impl Transformer {
         if self.offer_choice(pass.hooks, p.choice, l, rows)? {
             self.route(p, rows, true)?;
         }
-        self.offer(pass.hooks, Site::ExpertWeight(l), Part::whole(p.weights, rows, s.slots), 0)?;
+        self.offer(pass.hooks, Site::ExpertWeight(l), Part::whole(p.weights, rows, s.chosen), 0)?;
+        if s.computes_all() {
+            self.all_experts(p, rows)?;
+        }
         self.sort(p, rows)?;
         self.experts_up(up, address(up_bias), p, rows)?;
         self.experts_down(down, address(down_bias), p, rows)?;

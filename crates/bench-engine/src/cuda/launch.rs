@@ -2,7 +2,7 @@
 
 use bench_kernels::cuda::attention::{self, AttentionArgs, CACHE_BF16};
 use bench_kernels::cuda::panel::{self, PanelArgs};
-use bench_kernels::cuda::route::{self, CombineArgs, FORCED, RouteArgs, SortArgs};
+use bench_kernels::cuda::route::{self, AllExpertsArgs, CombineArgs, FORCED, RouteArgs, SortArgs};
 use bench_kernels::cuda::tiles::{self, GATHER, PAIR, SCATTER, TilesArgs};
 use bench_kernels::cuda::{BF16, CLAMPED, ROUND_FIRST, vectors};
 
@@ -218,30 +218,52 @@ impl Transformer {
     }
 
     /// Chosen experts and their weights from the router's logits; with `given`, weights of those that are there. One
-    /// token's are counted here.
+    /// token's are counted here, unless all experts are computed.
     pub(super) fn route(&self, p: &Places, rows: usize, given: bool) -> Result<()> {
         let s = &self.shape;
         let args = RouteArgs {
             logits: p.router,
             choice: p.choice,
             weights: p.weights,
-            counters: if rows == 1 { p.routing } else { 0 },
+            counters: if self.counts_choice(rows) { p.routing } else { 0 },
             tokens: rows as u32,
             experts: s.experts as u32,
-            slots_per_token: s.slots as u32,
+            slots_per_token: s.chosen as u32,
             flags: (s.flags & BF16) | if given { FORCED } else { 0 },
         };
         route::route(&self.device, &args).map_err(gpu_error)
+    }
+
+    /// Whether what is touched is counted where it is chosen: nothing is sorted for one token, unless all experts
+    /// are computed.
+    fn counts_choice(&self, rows: usize) -> bool {
+        rows == 1 && !self.shape.computes_all()
+    }
+
+    /// Slots of all experts from those that were chosen.
+    pub(super) fn all_experts(&self, p: &Places, rows: usize) -> Result<()> {
+        let s = &self.shape;
+        let args = AllExpertsArgs {
+            choice: p.choice,
+            weights: p.weights,
+            all: p.slots,
+            all_weights: p.slot_weights,
+            tokens: rows as u32,
+            experts: s.experts as u32,
+            slots_per_token: s.chosen as u32,
+            unused: 0,
+        };
+        route::all_experts(&self.device, &args).map_err(gpu_error)
     }
 
     /// Sorts slots by expert and counts what was touched.
     pub(super) fn sort(&self, p: &Places, rows: usize) -> Result<()> {
         let s = &self.shape;
         let args = SortArgs {
-            choice: p.choice,
+            choice: p.slots,
             order: p.order,
             offsets: p.offsets,
-            counters: if rows == 1 { 0 } else { p.routing },
+            counters: if self.counts_choice(rows) { 0 } else { p.routing },
             slots: (rows * s.slots) as u32,
             experts: s.experts as u32,
             tokens: rows as u32,
@@ -255,7 +277,7 @@ impl Transformer {
         let s = &self.shape;
         let args = CombineArgs {
             rows: p.rows,
-            weights: p.weights,
+            weights: p.slot_weights,
             residual,
             out,
             tokens: rows as u32,

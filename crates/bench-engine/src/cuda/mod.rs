@@ -108,7 +108,8 @@ pub(crate) struct Shape {
     vocab: usize,
     /// 0 in dense models.
     experts: usize,
-    /// Experts of a token; 1 in dense models.
+    /// Experts that the router chooses for a token, and those that are computed: the same, or all; 1 in dense models.
+    chosen: usize,
     slots: usize,
     eps: f32,
     alpha: f32,
@@ -125,8 +126,8 @@ pub(crate) struct Shape {
 }
 
 impl Shape {
-    fn of(config: &ModelConfig, activation: ActivationDtype, kv: KvDtype, multiprocessors: u32) -> Self {
-        let bf16 = activation == ActivationDtype::Bf16;
+    fn of(config: &ModelConfig, options: &LoadOptions, multiprocessors: u32) -> Self {
+        let bf16 = options.activation_dtype == ActivationDtype::Bf16;
         let q = config.num_attention_heads * config.head_dim;
         let moe = config.moe.as_ref();
         let gpt_oss = config.architecture == Architecture::GptOss;
@@ -142,17 +143,23 @@ impl Shape {
             intermediate: config.intermediate_size,
             vocab: config.vocab_size,
             experts: moe.map_or(0, |m| m.num_local_experts),
-            slots: moe.map_or(1, |m| m.num_experts_per_tok),
+            chosen: moe.map_or(1, |m| m.num_experts_per_tok),
+            slots: moe.map_or(1, |m| options.expert_mode.computed(m)),
             eps: config.rms_norm_eps as f32,
             alpha: moe.map_or(0.0, |m| m.swiglu_alpha as f32),
             limit: moe.map_or(0.0, |m| m.swiglu_limit as f32),
             bf16,
             planes: if bf16 { 1 } else { 3 },
-            kv_bf16: kv == KvDtype::Bf16,
+            kv_bf16: options.kv() == KvDtype::Bf16,
             multiprocessors,
             norm_flags: flags | if gpt_oss { 0 } else { ROUND_FIRST },
             flags: flags | if gpt_oss { CLAMPED } else { 0 },
         }
+    }
+
+    /// Whether experts are computed that the router did not choose.
+    fn computes_all(&self) -> bool {
+        self.slots > self.chosen
     }
 
     /// Whether attention of prompts multiplies in bf16.
@@ -202,7 +209,7 @@ impl Transformer {
         rope: &RotaryEmbedding,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Self> {
-        let shape = Shape::of(config, options.activation_dtype, options.kv(), device.multiprocessors());
+        let shape = Shape::of(config, options, device.multiprocessors());
         load::build(device, config, shape, weights, options, rope, progress)
     }
 

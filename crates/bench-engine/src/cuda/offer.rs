@@ -52,7 +52,7 @@ impl Transformer {
         self.device.write(part.address, bytemuck::cast_slice(&rows)).map_err(gpu_error)
     }
 
-    /// Offers the chosen experts, u32 `[rows, slots]` at `choice`; whether they were replaced.
+    /// Offers the chosen experts, u32 `[rows, chosen]` at `choice`; whether they were replaced.
     pub(super) fn offer_choice(
         &self,
         hooks: &mut Hooks<'_>,
@@ -64,9 +64,9 @@ impl Transformer {
         if !hooks.wants(site) {
             return Ok(false);
         }
-        let mut chosen = vec![0_u32; rows * self.shape.slots];
+        let mut chosen = vec![0_u32; rows * self.shape.chosen];
         self.device.read(choice, bytemuck::cast_slice_mut(&mut chosen)).map_err(gpu_error)?;
-        let value = Tensor::from_slice(&chosen, (rows, self.shape.slots), &Device::Cpu)?;
+        let value = Tensor::from_slice(&chosen, (rows, self.shape.chosen), &Device::Cpu)?;
         let value = hooks.at(site, value)?.flatten_all()?.to_vec1::<u32>()?;
         check_experts(&value, self.shape.experts, layer)?;
         if !hooks.replaces(site) {

@@ -41,7 +41,7 @@ pub(crate) fn keys(tokens: usize) -> usize {
     tokens.next_power_of_two().max(LEAST_KEYS)
 }
 
-/// Addresses of the places; T rows, S sequences, K experts of a token, P planes.
+/// Addresses of the places; T rows, S sequences, C experts that a token chose, K that are computed for it, P planes.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Places {
     /// u32 `[T]`
@@ -67,9 +67,12 @@ pub(crate) struct Places {
     pub(crate) counters: u64,
     /// f32 `[T, experts]`
     pub(crate) router: u64,
-    /// u32 and f32 `[T, K]`
+    /// u32 and f32 `[T, C]`
     pub(crate) choice: u64,
     pub(crate) weights: u64,
+    /// u32 and f32 `[T, K]`: where all experts are computed, otherwise what the two before are.
+    pub(crate) slots: u64,
+    pub(crate) slot_weights: u64,
     /// u32 `[T · K]` and `[experts + 1]`
     pub(crate) order: u64,
     pub(crate) offsets: u64,
@@ -101,9 +104,10 @@ impl Places {
         };
         let (t, s, n) = (size.rows, size.sequences, size.kept);
         let partials = decode_workspace(shape, s, size.keys);
-        let slots = t * shape.slots;
+        let (chosen, slots) = (t * shape.chosen, t * shape.slots);
         let widest = shape.hidden.max(shape.q);
-        let places = Self {
+        let all = if shape.computes_all() { 4 * slots } else { 0 };
+        let mut places = Self {
             ids: take(4 * t),
             spans: take(size_of::<Span>() * s),
             caches: take(size_of::<Cache>() * s * shape.layers),
@@ -117,8 +121,10 @@ impl Places {
             partials: take(partials.partial_bytes),
             counters: take(partials.counter_bytes),
             router: take(4 * t * shape.experts),
-            choice: take(4 * slots),
-            weights: take(4 * slots),
+            choice: take(4 * chosen),
+            weights: take(4 * chosen),
+            slots: take(all),
+            slot_weights: take(all),
             order: take(4 * slots),
             offsets: take(4 * (shape.experts + 1)),
             act: take((2 * shape.planes).max(4) * slots * shape.intermediate),
@@ -130,6 +136,9 @@ impl Places {
             select: take(vectors::scratch_bytes(n)),
             routing: take(24),
         };
+        if !shape.computes_all() {
+            (places.slots, places.slot_weights) = (places.choice, places.weights);
+        }
         (places, (at - base) as usize)
     }
 }
@@ -370,6 +379,27 @@ impl DeviceWorkspace {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{ExpertMode, LoadOptions};
+
+    /// A model of experts, of which all are computed or those that a token chose.
+    fn shape(expert_mode: ExpertMode) -> Shape {
+        let config = crate::preset::config("gpt-oss-tiny").unwrap();
+        Shape::of(&config, &LoadOptions { expert_mode, ..LoadOptions::default() }, 2)
+    }
+
+    #[test]
+    fn all_experts_have_slots_of_their_own_and_rows_to_match() {
+        let size = Size { rows: 32, sequences: 2, kept: 2, keys: 256 };
+        let [routed, all] = [ExpertMode::Routed, ExpertMode::DenseAll].map(shape);
+        assert_eq!((routed.chosen, routed.slots, all.chosen, all.slots), (2, 2, 2, 8));
+        let (few, few_bytes) = Places::cut(0, &routed, size);
+        let (many, many_bytes) = Places::cut(0, &all, size);
+        assert_eq!((few.slots, few.slot_weights), (few.choice, few.weights));
+        assert!(many.slots >= many.weights + 4 * 32 * 2 && many.slot_weights >= many.slots + 4 * 32 * 8);
+        // Six experts more: slots and their weights anew, longer order, rows that go in between and out.
+        let rows = 32 * 6 * (2 * 3 * 32 + 4 * 64);
+        assert_eq!(many_bytes - few_bytes, rows + 4 * 32 * (8 + 8 + 6));
+    }
 
     #[test]
     fn attention_is_laid_out_for_powers_of_two() {

@@ -102,6 +102,7 @@ impl MlpBlock {
                 linear: loader.small_linear(&format!("{prefix}.mlp.router"), experts, hidden)?,
                 experts,
                 experts_per_token: moe.num_experts_per_tok,
+                mode: loader.expert_mode(),
             },
             experts: loader.experts(config, moe, layer)?,
         })

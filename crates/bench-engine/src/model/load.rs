@@ -13,7 +13,7 @@ use half::bf16;
 
 use crate::config::{ExpertDtype, ModelConfig, MoeConfig};
 use crate::error::{Error, Result};
-use crate::model::{DenseDtype, LoadOptions, Progress, pack};
+use crate::model::{DenseDtype, ExpertMode, LoadOptions, Progress, pack};
 use crate::ops::kernel_error;
 use crate::ops::linear::{Linear, Matrix};
 use crate::ops::moe::{ExpertMatrix, ExpertStore, Experts};
@@ -142,7 +142,12 @@ impl<'a> Loader<'a> {
             down_bias: self.vector(&format!("{prefix}.down_proj_bias"), &[e, hidden])?,
             alpha: moe.swiglu_alpha as f32,
             limit: moe.swiglu_limit as f32,
+            mode: self.expert_mode(),
         })
+    }
+
+    pub(crate) fn expert_mode(&self) -> ExpertMode {
+        self.options.expert_mode
     }
 
     /// `[experts, out, in]`: MXFP4 blocks and scales, or bf16 that is stored as `[experts, in, out]`.

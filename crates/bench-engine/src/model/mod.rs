@@ -16,7 +16,7 @@ use bench_kernels::vectors::non_finite_count;
 use candle_core::{Device, Tensor};
 
 use crate::cache::Sequence;
-use crate::config::{Architecture, ExpertDtype, ModelConfig};
+use crate::config::{Architecture, ExpertDtype, ModelConfig, MoeConfig};
 use crate::error::{Error, Result};
 use crate::hooks::{Hooks, Routing, Site};
 use crate::ops::kernel_error;
@@ -78,10 +78,56 @@ pub enum MatmulPrecision {
     Int8,
 }
 
+/// Which experts are computed for a token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ExpertMode {
+    /// Those that the router chose.
+    #[default]
+    Routed,
+    /// All of them, with weight 0 where the router did not choose: the result of the others at the cost of all.
+    DenseAll,
+}
+
+impl ExpertMode {
+    /// As options spell it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Routed => "routed",
+            Self::DenseAll => "dense-all",
+        }
+    }
+
+    /// Refuses all experts of a model that has none.
+    ///
+    /// # Errors
+    /// [`Error::InvalidModel`].
+    pub fn check(self, config: &ModelConfig) -> Result<()> {
+        if self == Self::Routed || config.moe.is_some() {
+            return Ok(());
+        }
+        Err(Error::InvalidModel {
+            what: "expert mode dense-all".to_owned(),
+            problem: format!(
+                "{} is a dense model, which has no experts; run it with --expert-mode routed",
+                config.architecture.class_name()
+            ),
+        })
+    }
+
+    /// Experts of a layer that are computed for one token.
+    pub fn computed(self, moe: &MoeConfig) -> usize {
+        match self {
+            Self::Routed => moe.num_experts_per_tok,
+            Self::DenseAll => moe.num_local_experts,
+        }
+    }
+}
+
 #[derive(Debug, Clone, Default)]
 pub struct LoadOptions {
     pub activation_dtype: ActivationDtype,
     pub expert_dtype: ExpertDtype,
+    pub expert_mode: ExpertMode,
     pub dense_dtype: DenseDtype,
     pub matmul_precision: MatmulPrecision,
     /// `None`: that of the activations.
@@ -132,7 +178,8 @@ impl Model {
     /// Builds the model on the CPU. Mapped weights stay mapped; `progress` is called after each layer.
     ///
     /// # Errors
-    /// Missing tensors, wrong shapes or dtypes, with file and tensor; more layers asked for than there are.
+    /// Missing tensors, wrong shapes or dtypes, with file and tensor; more layers asked for than there are, all
+    /// experts of a dense model.
     pub fn build(
         config: ModelConfig,
         weights: &dyn WeightSource,
@@ -143,6 +190,7 @@ impl Model {
             Some(layers) => config.with_layers(layers)?,
             None => config,
         };
+        options.expert_mode.check(&config)?;
         let kv_dtype = options.kv();
         kv_dtype.check(config.head_dim).map_err(kernel_error("kv cache"))?;
         let rope = RotaryEmbedding::new(config.head_dim, config.rope_theta, &config.rope_scaling);

@@ -187,16 +187,30 @@ mod tests {
     fn labels_of_one_model_share_it_unless_they_load_it_otherwise() {
         let models = format!(
             "[[models]]\nid = \"{TINY}\"\nlabel = \"greedy\"\n[[models]]\nid = \"{TINY}\"\nlabel = \"warm\"\n\
-             temperature = 0.9\n[[models]]\nid = \"{TINY}\"\nlabel = \"half\"\nactivation_dtype = \"bf16\"\n"
+             temperature = 0.9\n[[models]]\nid = \"{TINY}\"\nlabel = \"half\"\nactivation_dtype = \"bf16\"\n\
+             [[models]]\nid = \"{TINY}\"\nexpert_mode = \"dense-all\"\n"
         );
         let plan = plan(&models);
         let mut target = EngineTarget::new(&plan).unwrap();
-        for (model, loaded) in plan.models.iter().zip([1, 1, 2]) {
+        for (model, loaded) in plan.models.iter().zip([1, 1, 2, 3]) {
             target.prepare(model, &mut |_| (), &StopFlag::new()).unwrap();
             assert_eq!(target.loaded.len(), loaded, "{}", model.label);
             assert_eq!(target.sampling.as_ref(), Some(&model.sampling));
         }
         let facts = target.prepare(&plan.models[1], &mut |_| (), &StopFlag::new()).unwrap().unwrap();
-        assert_eq!((target.loaded.len(), facts.activation_dtype.as_str()), (2, "f32"));
+        assert_eq!((target.loaded.len(), facts.activation_dtype.as_str()), (3, "f32"));
+        let all = &plan.models[3];
+        let facts = target.prepare(all, &mut |_| (), &StopFlag::new()).unwrap().unwrap();
+        assert_eq!((all.label.as_str(), facts.computes_all_experts()), ("gpt-oss-tiny-dense-all", true));
+    }
+
+    #[test]
+    fn all_experts_of_a_dense_model_are_an_error_that_names_the_model() {
+        let plan = plan("[[models]]\nid = \"dummy:dense-tiny\"\nexpert_mode = \"dense-all\"\n");
+        let mut target = EngineTarget::new(&plan).unwrap();
+        let error = target.prepare(&plan.models[0], &mut |_| panic!("loaded"), &StopFlag::new()).unwrap_err();
+        let error = error.to_string();
+        assert!(error.starts_with("model \"dense-tiny-dense-all\": expert mode dense-all"), "{error}");
+        assert!(error.contains("has no experts"), "{error}");
     }
 }

@@ -40,6 +40,7 @@ pub(super) fn study_name(ablation: Ablation) -> &'static str {
     match ablation {
         Ablation::Decoding => "decoding_parameters",
         Ablation::Precision => "quantization_effects",
+        Ablation::ExpertMode => "expert_mode",
         Ablation::Context => "context_scaling",
         Ablation::Server => "server_comparison",
         Ablation::Batch => "batch_size",
@@ -195,7 +196,7 @@ pub(super) fn study_csv(args: &AblateArgs, ablated: &Ablated, measured: &[Measur
     text
 }
 
-/// Headers exactly as in the study's files; the batch table, which it does not have, in the same manner.
+/// Headers exactly as in the study's files; those of expert mode and batch, which it does not have, in the same manner.
 fn study_columns(ablation: Ablation) -> Vec<&'static str> {
     let text = match ablation {
         Ablation::Decoding => {
@@ -205,6 +206,10 @@ fn study_columns(ablation: Ablation) -> Vec<&'static str> {
         Ablation::Precision => {
             "error,max_new_tokens,mean_new_tokens,mean_time_s,mean_tokps,model,p50_new_tokens,p50_time_s,\
              p50_tokps,p95_time_s,p95_tokps,precision,runs,throughput_scope"
+        }
+        Ablation::ExpertMode => {
+            "expert_mode,max_new_tokens,mean_new_tokens,mean_time_s,mean_tokps,model,p50_new_tokens,\
+             p50_time_s,p50_tokps,p95_time_s,p95_tokps,runs,throughput_scope"
         }
         Ablation::Context => {
             "max_new_tokens,mean_new_tokens,mean_time_s,mean_tokps,measured_context_tokens,model,\
@@ -237,7 +242,7 @@ fn study_field(column: &str, one: &Measured) -> String {
         _ => of.p95,
     };
     match column {
-        "decoding_method" | "precision" | "framework" => one.variant.study_name.clone(),
+        "decoding_method" | "precision" | "expert_mode" | "framework" => one.variant.study_name.clone(),
         "batch_size" => one.variant.batch.to_string(),
         "max_new_tokens" => (u64::from(one.output_tokens) * u64::from(one.variant.batch)).to_string(),
         "measured_context_tokens" => whole(runs.context_tokens),

@@ -7,8 +7,8 @@ use crate::CliError;
 use crate::args::{AblateArgs, Ablation};
 use bench_core::plan::Dtypes;
 use bench_core::spec::{
-    ActivationDtype, ExpertDtype, LoadTable, ModelTable, RunSpec, RunTable, ServerTable, TargetKind,
-    TargetTable, WorkloadTable,
+    ActivationDtype, ExpertDtype, ExpertMode, LoadTable, ModelTable, RunSpec, RunTable, ServerTable,
+    TargetKind, TargetTable, WorkloadTable,
 };
 use bench_engine::config::ModelConfig;
 use bench_engine::preflight::{self, Need, gib};
@@ -60,6 +60,7 @@ pub(super) fn ablate(args: &AblateArgs, ablation: Ablation) -> Result<Ablated, C
     Ok(match ablation {
         Ablation::Decoding => base.decoding(),
         Ablation::Precision => base.precision(),
+        Ablation::ExpertMode => base.expert_mode(),
         Ablation::Context => base.context(),
         Ablation::Server => base.server(),
         Ablation::Batch => base.batch(),
@@ -92,6 +93,7 @@ const NOT_THERE: [(&str, &str, &str); 2] = [
     ),
 ];
 
+#[derive(Clone)]
 struct Base<'a> {
     args: &'a AblateArgs,
     label: String,
@@ -117,13 +119,17 @@ impl<'a> Base<'a> {
             (Some(config), Some(layers)) => Some(config.with_layers(layers)?),
             (config, _) => config,
         };
+        let dtypes = args.engine.dtypes();
+        if let Some(config) = &config {
+            load_options(dtypes, None).expert_mode.check(config)?;
+        }
         Ok(Self {
             args,
             label: label(&args.model),
             config,
             available: available_memory(),
             mapped: !matches!(model, Some(ModelRef::Dummy(_))),
-            dtypes: args.engine.dtypes(),
+            dtypes,
         })
     }
 
@@ -169,8 +175,20 @@ impl<'a> Base<'a> {
         }
     }
 
+    /// Where all experts are computed throughout, the label says so; a slug that does takes its place.
     fn variant_label(&self, slug: &str) -> String {
-        if slug.is_empty() { self.label.clone() } else { format!("{}-{slug}", self.label) }
+        let all = match self.dtypes.expert_mode {
+            ExpertMode::Routed => "",
+            mode => mode.key(),
+        };
+        let parts = [self.label.as_str(), all, slug];
+        parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("-")
+    }
+
+    /// The same with the experts that the router chose.
+    fn routed(&self) -> Self {
+        let dtypes = Dtypes { expert_mode: ExpertMode::Routed, ..self.dtypes };
+        Self { dtypes, ..self.clone() }
     }
 
     fn variant(&self, name: &str, study_name: &str, slug: &str) -> Variant {
@@ -289,6 +307,34 @@ impl<'a> Base<'a> {
         ablated
     }
 
+    fn expert_mode(&self) -> Ablated {
+        let mut ablated = self.ablated(Ablation::ExpertMode);
+        let base = self.routed();
+        let has_experts = self.config.as_ref().is_none_or(|c| c.moe.is_some());
+        let mut models = Vec::new();
+        for (mode, name) in
+            [(ExpertMode::Routed, "routed"), (ExpertMode::DenseAll, "dense-all: every expert computed")]
+        {
+            let dtypes = Dtypes { expert_mode: mode, ..self.dtypes };
+            let refusal = if has_experts {
+                self.refusal(self.args.prompt_tokens, 1, dtypes)
+            } else {
+                Some("the model has no experts".to_owned())
+            };
+            if let Some(reason) = refusal {
+                ablated.refuse(name, mode.key(), None, reason);
+                continue;
+            }
+            models.push(ModelTable { expert_mode: Some(mode), ..base.model(mode.key()) });
+            ablated.variants.push(base.variant(name, mode.key(), mode.key()));
+        }
+        let mut spec = self.spec(Ablation::ExpertMode, models);
+        // Every model entry says its own.
+        spec.target.expert_mode = None;
+        ablated.add(spec);
+        ablated
+    }
+
     fn context(&self) -> Ablated {
         let mut ablated = self.ablated(Ablation::Context);
         let mut lengths = Vec::new();
@@ -344,6 +390,8 @@ impl<'a> Base<'a> {
         }
         let spec = ablated.specs.len();
         let mut models: Vec<ModelTable> = Vec::new();
+        // Servers compute the experts that they compute.
+        let base = self.routed();
         for url in &self.args.base_url {
             let slug = address_slug(url);
             // Two servers on one host may differ by what no label can hold.
@@ -351,10 +399,10 @@ impl<'a> Base<'a> {
             if again > 0 {
                 continue;
             }
-            let taken = models.iter().any(|m| m.label.as_deref() == Some(&self.variant_label(&slug)));
+            let taken = models.iter().any(|m| m.label.as_deref() == Some(&base.variant_label(&slug)));
             let slug = if taken { format!("{slug}-{}", models.len() + 1) } else { slug };
-            models.push(self.served(url, &slug));
-            ablated.variants.push(Variant { spec, ..self.variant(url, url, &slug) });
+            models.push(base.served(url, &slug));
+            ablated.variants.push(Variant { spec, ..base.variant(url, url, &slug) });
         }
         let mut served = self.spec(Ablation::Server, models);
         served.run.name = Some(format!("{}-server-http", self.args.name));

@@ -1,5 +1,5 @@
 //! Routing of tokens to experts: the choice and its weights, slots sorted by expert, the weighted sum of
-//! rows.
+//! rows; and all experts instead of the chosen ones.
 //!
 //! The products before and between are `tiles` and `panel`. A slot is `token · slots_per_token + choice`.
 
@@ -39,6 +39,25 @@ pub struct RouteArgs {
     pub flags: u32,
 }
 
+/// All experts of each token: the chosen ones first, in their order and with their weights, then the others in
+/// ascending order with weight 0. An expert that was chosen twice stands once, with both weights.
+#[derive(Debug, Clone, Copy, Default, NoUninit)]
+#[repr(C)]
+pub struct AllExpertsArgs {
+    /// u32 `[tokens, slots_per_token]`, all below `experts`.
+    pub choice: u64,
+    /// f32 `[tokens, slots_per_token]`.
+    pub weights: u64,
+    /// u32 `[tokens, experts]`, written.
+    pub all: u64,
+    /// f32 `[tokens, experts]`, written.
+    pub all_weights: u64,
+    pub tokens: u32,
+    pub experts: u32,
+    pub slots_per_token: u32,
+    pub unused: u32,
+}
+
 /// Slots by expert, ascending within each.
 #[derive(Debug, Clone, Copy, Default, NoUninit)]
 #[repr(C)]
@@ -57,7 +76,8 @@ pub struct SortArgs {
     pub unused: u32,
 }
 
-/// `out[t] = residual[t] + Σ_j weights[t, j] · rows[t · slots_per_token + j]`, one choice after the other.
+/// `out[t] = residual[t] + Σ_j weights[t, j] · rows[t · slots_per_token + j]`, one choice after the other. A weight of
+/// 0 adds nothing, whatever its row holds.
 #[derive(Debug, Clone, Copy, Default, NoUninit)]
 #[repr(C)]
 pub struct CombineArgs {
@@ -102,6 +122,26 @@ pub fn route(gpu: &dyn Gpu, args: &RouteArgs) -> Result<(), GpuError> {
     gpu.launch("route", [args.tokens.div_ceil(warps), 1, 1], 32 * warps, 0, bytemuck::bytes_of(args))
 }
 
+/// Makes slots of all experts from those of the chosen ones.
+///
+/// # Errors
+/// More than 128 experts or 8 for a token, a device that fails.
+pub fn all_experts(gpu: &dyn Gpu, args: &AllExpertsArgs) -> Result<(), GpuError> {
+    let k = args.slots_per_token;
+    require(
+        "slots of all experts",
+        &[
+            ((1..=MAX_EXPERTS).contains(&args.experts), "experts are not 1 to 128"),
+            ((1..=MAX_SLOTS_PER_TOKEN.min(args.experts)).contains(&k), "experts for a token are not 1 to 8"),
+        ],
+    )?;
+    if args.tokens == 0 {
+        return Ok(());
+    }
+    let threads = args.experts.next_multiple_of(32);
+    gpu.launch("all_experts", [args.tokens, 1, 1], threads, 0, bytemuck::bytes_of(args))
+}
+
 /// Sorts slots by expert.
 ///
 /// # Errors
@@ -115,22 +155,21 @@ pub fn sort_slots(gpu: &dyn Gpu, args: &SortArgs) -> Result<(), GpuError> {
 /// Adds up experts' rows.
 ///
 /// # Errors
-/// Columns that are not a multiple of 4, more than 8 experts for a token, a device that fails.
+/// Columns that are not a multiple of 4, more than 128 experts for a token, a device that fails.
 pub fn combine(gpu: &dyn Gpu, args: &CombineArgs) -> Result<(), GpuError> {
     let aligned = [args.rows, args.residual, args.out];
     require(
         "sum of experts",
         &[
             (args.cols > 0 && args.cols.is_multiple_of(4), "columns are not a multiple of 4"),
-            ((1..=MAX_SLOTS_PER_TOKEN).contains(&args.slots_per_token), "experts for a token are not 1 to 8"),
+            ((1..=MAX_EXPERTS).contains(&args.slots_per_token), "experts for a token are not 1 to 128"),
             (aligned.iter().all(|a| a.is_multiple_of(16)), "an address that is not aligned to 16 bytes"),
-            (args.tokens <= 65_535, "more than 65,535 tokens"),
         ],
     )?;
     if args.tokens == 0 {
         return Ok(());
     }
     let threads = (args.cols / 4).next_multiple_of(32).min(256);
-    let grid = [(args.cols / 4).div_ceil(threads), args.tokens, 1];
+    let grid = [args.tokens, (args.cols / 4).div_ceil(threads), 1];
     gpu.launch("combine", grid, threads, 0, bytemuck::bytes_of(args))
 }
