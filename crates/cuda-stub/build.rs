@@ -22,7 +22,8 @@ fn main() {
         .define("OSSBENCH_EMULATE", None)
         .include("src")
         .include(KERNELS)
-        .file("src/emulate.cpp");
+        .file("src/emulate.cpp")
+        .file("src/faults.cu");
     let files = Path::new(KERNELS).read_dir().into_iter().flatten().flatten().map(|entry| entry.path());
     let mut kernels: Vec<_> = files.filter(|path| path.extension().is_some_and(|e| e == "cu")).collect();
     kernels.sort();

@@ -20,10 +20,22 @@ const u32 DECODE_ALONE = 256;
 const u32 DECODE_LEAST = 128;
 const u32 DECODE_MAX_SPLITS = 64;
 
+// What a block works on.
+struct DecodeBlock {
+    u32 span, kv_head, first_head, heads, split, active, begin, end;
+    // Whether it has the new token, and is the one that appends it.
+    bool own, appends;
+};
+
 template <u32 D, u32 PLANES> struct DecodeShared {
     u16 q[PLANES][DECODE_HEADS][D + 8];
     float o[DECODE_WARPS][DECODE_HEADS][D + 4];
     float max[DECODE_WARPS][DECODE_HEADS], sum[DECODE_WARPS][DECODE_HEADS];
+    // Scores of the new key.
+    float new_score[DECODE_HEADS];
+    // Row of the span, and what the block works on: not kept in registers while keys are taken.
+    u32 start;
+    DecodeBlock block;
     u32 last;
 };
 
@@ -177,13 +189,6 @@ DEVICE void take_tile(WarpState<D> &state, const KeyTile<D, T> &tile, const Quer
     }
 }
 
-// What a block works on.
-struct DecodeBlock {
-    u32 span, kv_head, first_head, heads, split, active, begin, end;
-    // Whether it has the new token, and is the one that appends it.
-    bool own, appends;
-};
-
 DEVICE DecodeBlock decode_block(const AttentionArgs &args) {
     u32 group = args.heads / args.kv_heads, parts = ceil_div(group, DECODE_HEADS);
     u32 kv_head = blockIdx.y / parts, first = blockIdx.y % parts * DECODE_HEADS;
@@ -275,18 +280,29 @@ DEVICE void merge_splits(const AttentionArgs &args, const DecodeBlock &block, u3
     store_head<D>(row, out, lane);
 }
 
+// The new token's value. It is read again where it is needed, as what is in DecodeShared is: registers are short.
+template <u32 D> DEVICE HeadRow<D> new_value(const AttentionArgs &args, u32 start, u32 kv_head, u32 lane) {
+    const float *row = (const float *)args.qkv + (u64)start * args.row_stride;
+    return load_head<D>(row + (u64)(args.heads + args.kv_heads + kv_head) * D, lane);
+}
+
 // Warp `head` merges the warps' parts of that head, the new token and the sink, and writes the result, or with more
 // splits this one's part.
 template <u32 D, u32 PLANES>
 DEVICE void merge_warps(const AttentionArgs &args, const DecodeBlock &block, const DecodeShared<D, PLANES> &shared,
-                        u32 group, float new_score, const HeadRow<D> &v, float sink, float *out, u32 head, u32 lane) {
+                        u32 group, u32 start, float *out, u32 head, u32 lane) {
     const u32 PAIRS = HeadRow<D>::PAIRS;
+    HeadRow<D> v;
+    if (block.own) v = new_value<D>(args, start, block.kv_head, lane);
     float max = bits_to_float(NO_KEY), sum = 0.0f;
     if (lane < DECODE_WARPS) {
         max = shared.max[lane][head];
         sum = shared.sum[lane][head];
-    } else if (block.own && lane < DECODE_WARPS + 2) {
-        max = lane == DECODE_WARPS ? new_score : sink;
+    } else if (block.own && lane == DECODE_WARPS) {
+        max = shared.new_score[head];
+        sum = 1.0f;
+    } else if (block.own && lane == DECODE_WARPS + 1 && args.sinks) {
+        max = ((const float *)args.sinks)[block.first_head + head];
         sum = 1.0f;
     }
     Merged merged = merge_lanes<PLANES>(max, sum);
@@ -323,9 +339,10 @@ DEVICE void merge_warps(const AttentionArgs &args, const DecodeBlock &block, con
 template <u32 D, class T, u32 PLANES> DEVICE void decode(const AttentionArgs &args) {
     DYNAMIC_SHARED(memory);
     auto &shared = *(DecodeShared<D, PLANES> *)memory;
+    static_assert(sizeof(shared) <= PLANES * 8 * (D + 8) * 2 + 8 * 8 * (D + 4) * 4 + 2 * 8 * 8 * 4 + 8 * 4 + 48,
+                  "what the launch asks for");
     u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     DecodeBlock block = decode_block(args);
-    u32 group = block.span * gridDim.y + blockIdx.y;
     u32 head = min_u32(warp, block.heads - 1);
     // Constants of the model, and what only the host writes: the place of the row, the sequence, its pages.
     u32 start = span_word(args, block.span, 0);
@@ -333,7 +350,6 @@ template <u32 D, class T, u32 PLANES> DEVICE void decode(const AttentionArgs &ar
     HeadRow<D> q_norm, k_norm;
     if (args.q_norm) q_norm = load_head<D>((const float *)args.q_norm, lane);
     if (args.k_norm) k_norm = load_head<D>((const float *)args.k_norm, lane);
-    float sink = args.sinks ? ((const float *)args.sinks)[block.first_head + head] : bits_to_float(NO_KEY);
     dependency_launch();
     dependency_wait();
     u32 past = span_word(args, block.span, 2);
@@ -341,7 +357,7 @@ template <u32 D, class T, u32 PLANES> DEVICE void decode(const AttentionArgs &ar
     HeadRow<D> q = load_head<D>(from + (u64)(block.first_head + head) * D, lane), k, v;
     if (block.own) {
         k = load_head<D>(from + (u64)(args.heads + block.kv_head) * D, lane);
-        v = load_head<D>(from + (u64)(args.heads + args.kv_heads + block.kv_head) * D, lane);
+        v = new_value<D>(args, start, block.kv_head, lane);
     }
     u32 oldest = first_seen(args.window, past);
     Slots slots = slots_from(args.window, oldest);
@@ -353,13 +369,14 @@ template <u32 D, class T, u32 PLANES> DEVICE void decode(const AttentionArgs &ar
     Angles<D> angles = load_angles<D>(args, past, lane);
     if (args.q_norm) normalize<D>(q, q_norm, args.eps, args.flags);
     rotate<D>(q, angles, args.flags);
-    float new_score = 0.0f;
     if (block.own) {
         if (args.k_norm) normalize<D>(k, k_norm, args.eps, args.flags);
         rotate<D>(k, angles, args.flags);
+        float score = 0.0f;
         UNROLL for (u32 i = 0; i < HeadRow<D>::PAIRS; ++i)
-            new_score += q.first[i] * k.first[i] + q.second[i] * k.second[i];
-        new_score = warp_sum(new_score) * args.scale;
+            score += q.first[i] * k.first[i] + q.second[i] * k.second[i];
+        score = warp_sum(score) * args.scale;
+        if (lane == 0) shared.new_score[warp] = score;
         if (block.appends && warp < 2) {
             Row<T> to = row_of<T>(pages, args.kv_heads, D, block.kv_head, slot_of(slots, past));
             if (warp == 0) store_head<D>(k, to.k, lane);
@@ -372,6 +389,10 @@ template <u32 D, class T, u32 PLANES> DEVICE void decode(const AttentionArgs &ar
             q.first[i] -= round_bf16(q.first[i]);
             q.second[i] -= round_bf16(q.second[i]);
         }
+    }
+    if (threadIdx.x == 0) {
+        shared.start = start;
+        shared.block = block;
     }
     sync_block();
     Queries<D, PLANES> queries;
@@ -410,9 +431,13 @@ template <u32 D, class T, u32 PLANES> DEVICE void decode(const AttentionArgs &ar
                 make_float2(state.o[w][i], state.o[w][i + 2]);
     sync_block();
 
+    start = shared.start;
+    block = shared.block;
+    head = min_u32(warp, block.heads - 1);
+    u32 group = block.span * gridDim.y + blockIdx.y;
     float *out = (float *)args.out + ((u64)start * args.heads + block.first_head + head) * D;
     if (warp < block.heads)
-        merge_warps<D, PLANES>(args, block, shared, group, new_score, v, sink, out, head, lane);
+        merge_warps<D, PLANES>(args, block, shared, group, start, out, head, lane);
     if (block.active == 1) return;
     fence();
     sync_block();

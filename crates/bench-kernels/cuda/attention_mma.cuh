@@ -185,11 +185,9 @@ template <u32 D> DEVICE void prefill_mma(const AttentionArgs &args) {
     state.sum[0] = state.sum[1] = 0.0f;
     sync_block();
 
-    u32 position[2] = {past + block.first_query + (16 * warp + g) / block.heads,
-                       past + block.first_query + (16 * warp + g + 8) / block.heads};
-    // First and last position of the warp's queries.
-    u32 low = past + block.first_query + 16 * warp / block.heads;
-    u32 high = past + block.first_query + (16 * warp + 15) / block.heads;
+    // First and last position of the warp's queries. Heads are a power of two: 16 rows are whole queries, or one's.
+    u32 shift = count_bits(block.heads - 1), low = past + block.first_query + ((16 * warp) >> shift);
+    u32 high = low + (15 >> shift);
     float factor = args.scale * 1.44269504f;
     for (u32 at = 0; key < block.end; key += MMA_KEYS, at ^= 1) {
         if (key + MMA_KEYS < block.end) load_keys<D>(stages + (at ^ 1) * stage, args, block, key + MMA_KEYS);
@@ -201,6 +199,7 @@ template <u32 D> DEVICE void prefill_mma(const AttentionArgs &args) {
             bool edge = key + MMA_KEYS - 1 > low || key < first_seen(args.window, high);
             float scores[MMA_KEYS / 8][4];
             mma_scores<D>(scores, state, keys, lane);
+            u32 position[2] = {low + (g >> shift), low + ((g + 8) >> shift)};
             mma_softmax<D>(state, scores, factor, position, args.window, key, edge, t);
             mma_values<D>(state, scores, keys + MMA_KEYS * D, lane);
         }

@@ -1,8 +1,9 @@
 // Products of weights with few columns of activations: decoding. Limited by the bytes of the weights, so everything
 // here serves to have many of them under way all the time: a block's 8 warps take a tile of up to 16 rows, split K, and
 // copy weights asynchronously through a ring in shared memory, across the ends of tiles; the ring is filled before
-// dependency_wait() where the choice of experts need not be known. 40 KiB under way per block, two blocks on a
-// multiprocessor, and room for two of the next kernel.
+// dependency_wait() where the choice of experts need not be known. 40 KiB under way per block; three blocks fit on a
+// multiprocessor, by registers (launch bounds) and by shared memory: two of a kernel, and one of the next, which fills
+// its ring while the last of this one end.
 //
 // Weights are the 16-row operand of the tensor cores, activations (tokens * PLANES <= 8) its columns: column
 // token * PLANES + plane. Each block makes its own copy of the activations, normalized if asked. Sums of the warps meet

@@ -23,6 +23,8 @@ const size_t STACK = 128 * 1024;
 // Behind the dynamic shared memory: must not be written.
 const size_t GUARD = 128;
 const u8 GUARD_BYTE = 0xa5;
+// Copies that are made and still listed.
+const size_t MADE = 256;
 
 enum class State { Ready, InWarp, InBlock, Done };
 
@@ -91,8 +93,24 @@ struct Warp {
     u32 lanes, waiting, parity, done;
 };
 
+// A copy to shared memory that was asked for and not waited for yet.
+struct Copy {
+    u8 *to;
+    const u8 *from;
+    u32 bytes, size, group;
+};
+
+// Those of a thread, in the order in which it asked for them; the first `made` are made.
+struct Copies {
+    std::vector<Copy> asked;
+    size_t made;
+    // Groups committed.
+    u32 groups;
+};
+
 struct Block {
     std::vector<Fiber> fibers;
+    std::vector<Copies> copies;
     std::vector<Warp> warps;
     u32 current, waiting, done;
     bool any, any_before;
@@ -262,6 +280,29 @@ const u32 *exchange(const u32 *words, u32 count) {
     return result;
 }
 
+void copy_later(void *to, const void *from, u32 bytes, u32 size) {
+    // From now on until it is waited for the copy may be made or not: all ones are no number in any float.
+    memset(to, 0xff, size);
+    Copies &copies = block.copies[block.current];
+    copies.asked.push_back({(u8 *)to, (const u8 *)from, bytes, size, copies.groups});
+}
+
+void copy_commit() { block.copies[block.current].groups++; }
+
+void copy_wait(u32 newest) {
+    Copies &copies = block.copies[block.current];
+    for (; copies.made < copies.asked.size(); ++copies.made) {
+        const Copy &copy = copies.asked[copies.made];
+        if (copy.group + newest >= copies.groups) break;
+        if (copy.bytes) memcpy(copy.to, copy.from, copy.bytes);
+        memset(copy.to + copy.bytes, 0, copy.size - copy.bytes);
+    }
+    // Now and then, so that it costs little.
+    if (copies.made < MADE && copies.made < copies.asked.size()) return;
+    copies.asked.erase(copies.asked.begin(), copies.asked.begin() + (ptrdiff_t)copies.made);
+    copies.made = 0;
+}
+
 } // namespace emulate
 
 // The number of the kernel `name`, -1 if there is none; its arguments take `bytes`.
@@ -296,6 +337,7 @@ extern "C" int emulate_launch(int number, const u32 grid[3], const u32 dim[3], s
     block.args = args;
     block.error.clear();
     block.fibers.resize(threads);
+    block.copies.resize(threads);
     block.warps.resize(threads / LANES);
     dynamic_shared.resize(128 + shared + GUARD);
     for (u32 b : order) {
@@ -304,6 +346,8 @@ extern "C" int emulate_launch(int number, const u32 grid[3], const u32 dim[3], s
         memset(shared_memory() + shared, GUARD_BYTE, GUARD);
         block.waiting = block.done = 0;
         block.any = block.any_before = false;
+        // What a block asked for and never waited for is not made.
+        for (Copies &copies : block.copies) copies.asked.clear(), copies.made = copies.groups = 0;
         for (Warp &warp : block.warps) warp.lanes = LANES, warp.waiting = warp.parity = warp.done = 0;
         for (u32 i = 0; i < threads; ++i) {
             Fiber &fiber = block.fibers[i];

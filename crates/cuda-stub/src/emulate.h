@@ -1,6 +1,7 @@
 // What device.cuh says, for the host: every thread of a block is a fiber with a stack of its own, and one block runs at
 // a time. A fiber runs until it comes to a barrier or an operation of its warp; the order in which fibers run is chosen
-// by a seed, so that results which depend on it (races) differ between seeds.
+// by a seed, so that results which depend on it (races) differ between seeds. Asynchronous copies are made as late as a
+// GPU may make them, when their thread waits for them; until then their destination holds no numbers.
 #pragma once
 
 #include <cmath>
@@ -48,6 +49,11 @@ void sync_block();
 bool any_in_block(bool value);
 // Gives `words` and waits for the other lanes; then the words of lane l are at result[l * WORDS].
 const u32 *exchange(const u32 *words, u32 count);
+// Asks for `bytes` of `from` and zeros up to `size` at `to`, in the group that the thread commits next.
+void copy_later(void *to, const void *from, u32 bytes, u32 size);
+void copy_commit();
+// Makes the thread's copies, but those of its `newest` latest groups.
+void copy_wait(u32 newest);
 // Ends the launch with an error.
 [[noreturn]] void fail(const char *what);
 
@@ -120,22 +126,20 @@ static inline u32 load_shared_by_blocks(const u32 *from) { return aligned_load(f
 static inline double load_shared_by_blocks(const double *from) { return aligned_load(from, 8); }
 static inline void copy_async16(void *to_shared, const void *from, bool valid) {
     if ((uintptr_t)to_shared % 16 || (valid && (uintptr_t)from % 16)) emulate::fail("a copy that is not aligned");
-    if (valid) memcpy(to_shared, from, 16);
-    else memset(to_shared, 0, 16);
+    emulate::copy_later(to_shared, from, valid ? 16 : 0, 16);
 }
 static inline void copy_async_part(void *to_shared, const void *from, u32 bytes) {
     if ((uintptr_t)to_shared % 16 || (bytes && (uintptr_t)from % 16)) emulate::fail("a copy that is not aligned");
     if (bytes > 16) emulate::fail("a copy of more than 16 bytes");
-    memset(to_shared, 0, 16);
-    if (bytes) memcpy(to_shared, from, bytes);
+    emulate::copy_later(to_shared, from, bytes, 16);
 }
 static inline void prefetch(const void *) {}
 static inline void copy_async4(void *to_shared, const void *from) {
     if ((uintptr_t)to_shared % 4 || (uintptr_t)from % 4) emulate::fail("a copy that is not aligned");
-    memcpy(to_shared, from, 4);
+    emulate::copy_later(to_shared, from, 4, 4);
 }
-static inline void copy_commit() {}
-template <int N> static inline void copy_wait() {}
+static inline void copy_commit() { emulate::copy_commit(); }
+template <int N> static inline void copy_wait() { emulate::copy_wait(N); }
 
 static inline float bits_to_float(u32 bits) { float x; memcpy(&x, &bits, 4); return x; }
 static inline u32 float_to_bits(float x) { u32 bits; memcpy(&bits, &x, 4); return bits; }

@@ -49,7 +49,7 @@ fn options(filter: Option<&str>) -> Options {
 fn every_kernel_of_a_model_is_measured() {
     let gpu = Emulator::new(0);
     let roofs = Roofs::measure(&gpu, &HostClock, &options(None)).unwrap();
-    assert!(roofs.copy_median_bytes_s() > 0.0 && roofs.matrix_median_ops_s() > 0.0);
+    assert!(roofs.memory.copy_median_bytes_s() > 0.0 && roofs.matrix_median_ops_s() > 0.0);
     for experts in [Some(Experts { count: 8, per_token: 4 }), None] {
         let (shapes, options) = (shapes(experts), options(None));
         let mut seen = Vec::new();

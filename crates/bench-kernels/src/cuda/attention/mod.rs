@@ -233,8 +233,8 @@ pub fn decode(gpu: &dyn Gpu, args: &AttentionArgs) -> Result<(), GpuError> {
         ),
     };
     let d = args.head_dim as usize;
-    // DecodeShared: q, o, maxima and sums, one word; whole units of 16 bytes.
-    let shared = planes * 8 * (d + 8) * 2 + 8 * 8 * (d + 4) * 4 + 2 * 8 * 8 * 4 + 16;
+    // DecodeShared: q, o, maxima and sums, scores of the new key, 11 words; whole units of 16 bytes.
+    let shared = planes * 8 * (d + 8) * 2 + 8 * 8 * (d + 4) * 4 + 2 * 8 * 8 * 4 + 8 * 4 + 48;
     args.launch(gpu, args.of_width(names), [args.splits, decode_rows(args), args.span_count], shared)
 }
 

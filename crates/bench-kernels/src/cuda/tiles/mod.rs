@@ -298,6 +298,46 @@ mod tests {
         assert_eq!(choose(Format::Q8, 3, &dense(100, 5120, 5120), 132).unwrap().bm, 64);
     }
 
+    /// Bytes of weights that the blocks of a launch have under way, at most so many of them on a multiprocessor as fit.
+    fn under_way(format: Format, args: &TilesArgs, tiles: u64) -> u64 {
+        let kernel = choose(format, 1, args, 132).unwrap();
+        let row = match format {
+            Format::Bf16 => kernel.bk * 2,
+            Format::Mxfp4 => kernel.bk / 2,
+            Format::Q8 => kernel.bk,
+        };
+        let fit = 228 * 1024 / (kernel.shared_bytes() as u64 + 1024);
+        let blocks = (tiles * kernel.grid(args)[1]).min(132 * fit);
+        blocks * u64::from((kernel.stages - 1) * kernel.bn * row)
+    }
+
+    #[test]
+    fn steps_of_a_batch_have_enough_bytes_under_way() {
+        // 4.3 TB/s for 0.7 us.
+        let enough = 3_010_000;
+        for tokens in 2..=64_u32 {
+            // gpt-oss-20b. Panels take up to 8 rows of what is dense.
+            for (rows, cols) in [(5120, 2880), (2880, 4096), (201_088, 2880)] {
+                let args = dense(tokens, rows, cols);
+                let tiles = choose(Format::Bf16, 1, &args, 132).unwrap().grid(&args)[0];
+                let bytes = under_way(Format::Bf16, &args, tiles);
+                assert!(tokens <= 8 || bytes >= enough, "{tokens} x {rows} x {cols}: {bytes}");
+            }
+            for rows in [5760, 2880] {
+                let args = experts(tokens, rows, 32, 4);
+                let height = choose(Format::Mxfp4, 1, &args, 132).unwrap().bm;
+                let bytes_of = |busy: u32| {
+                    let tiles = busy * (4 * tokens).div_ceil(busy).div_ceil(height);
+                    under_way(Format::Mxfp4, &args, u64::from(tiles))
+                };
+                // Experts chosen evenly; and all tokens with the same four, which the second product of up to
+                // 16 tokens feels.
+                let (even, same) = (bytes_of((4 * tokens).min(32)), bytes_of(4));
+                assert!(even >= enough && same >= 2 * enough / 3, "{tokens} x {rows}: {even}, {same}");
+            }
+        }
+    }
+
     #[test]
     fn kernels_are_what_the_source_says() {
         let source = include_str!("../../../cuda/tiles.cu");
