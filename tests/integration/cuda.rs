@@ -19,15 +19,15 @@ use bench_kernels::cuda::device::{Device, Files};
 use cuda_stub::{Device as Gpu, Loaded, Script};
 
 /// An emulated GPU, for one test at a time.
-struct Stub {
-    place: Place,
-    loaded: Loaded,
+pub(crate) struct Stub {
+    pub(crate) place: Place,
+    pub(crate) loaded: Loaded,
     _turn: MutexGuard<'static, ()>,
 }
 
 /// Few multiprocessors, since the CPU has few: persistent kernels then have few blocks. Threads run in the order of
 /// `seed`.
-fn stub(seed: u64, memory_bytes: u64) -> Stub {
+pub(crate) fn stub(seed: u64, memory_bytes: u64) -> Stub {
     static TURN: Mutex<()> = Mutex::new(());
     let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let gpu = Gpu { multiprocessors: 2, memory_bytes, ..Gpu::default() };
@@ -40,7 +40,7 @@ fn stub(seed: u64, memory_bytes: u64) -> Stub {
     Stub { place: Place::Cuda(Device::open_with(0, files).unwrap()), loaded, _turn: turn }
 }
 
-const GIB: u64 = 1 << 30;
+pub(crate) const GIB: u64 = 1 << 30;
 
 fn holds(models: &[&'static str], activations: &[ActivationDtype], seed: u64) {
     let stub = stub(seed, GIB);
@@ -66,7 +66,7 @@ fn dense_models_are_equal_to_their_references() {
     holds(&["qwen3-tiny", "llama-tiny"], &[ActivationDtype::F32], 5);
 }
 
-fn dummy(preset: &str, options: &LoadOptions) -> Model {
+pub(crate) fn dummy(preset: &str, options: &LoadOptions) -> Model {
     let dummy = Dummy::new(preset, 7, Some(2)).unwrap();
     Model::build(dummy.config().clone(), &dummy, options, &mut |_| ()).unwrap()
 }
@@ -104,7 +104,7 @@ fn every_way_to_keep_weights_equals_the_host() {
         let differences = found.iter().zip(&expected).map(|(f, e)| (f - e).abs());
         let largest = differences.fold(0.0, f32::max);
         println!("{preset} {host:?}: largest difference {largest:.2e}");
-        assert!(found.len() == expected.len() && largest < 1e-3, "{preset} {host:?}: {largest}");
+        assert!(found.len() == expected.len() && largest < 1e-4, "{preset} {host:?}: {largest}");
     }
 }
 

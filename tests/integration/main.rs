@@ -12,6 +12,7 @@ mod cli_http;
 mod compare;
 mod cpu;
 mod cuda;
+mod cuda_choice;
 mod energy;
 mod fidelity;
 mod golden_model;

@@ -1,4 +1,8 @@
 //! From logits to the next token: greedy, or seeded sampling with temperature, top-k and top-p.
+//!
+//! Each token that is not greedy takes one value from the sampler's stream. Without top-k and top-p it falls where the
+//! running sum of the weights of all ids, in their order, exceeds that share of the whole: a rule that a device can
+//! follow without sorting, so that it draws what the host draws.
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -21,6 +25,15 @@ impl Default for SamplingParams {
     fn default() -> Self {
         Self { temperature: 0.0, top_k: None, top_p: 1.0, seed: 0 }
     }
+}
+
+/// What is drawn for one token: where, of the sum of all weights, and under which temperature; 0 is the most likely.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[cfg_attr(not(feature = "cuda"), allow(dead_code))]
+pub(crate) struct Draw {
+    /// At least 0 and below 1.
+    pub(crate) uniform: f64,
+    pub(crate) temperature: f32,
 }
 
 /// Draws tokens; two samplers with equal parameters draw the same from the same logits.
@@ -54,13 +67,29 @@ impl Sampler {
         self.params.temperature == 0.0
     }
 
+    /// Whether every token is a candidate: no top-k, no top-p, or greedy.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.is_greedy() || (self.params.top_k.is_none() && self.params.top_p >= 1.0)
+    }
+
+    /// What the next token of a plain sampler is drawn by, for those who have the logits elsewhere.
+    #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
+    pub(crate) fn draw(&mut self) -> Draw {
+        let uniform = if self.is_greedy() { 0.0 } else { self.uniform() };
+        Draw { uniform, temperature: self.params.temperature }
+    }
+
+    fn uniform(&mut self) -> f64 {
+        self.rng.random::<f64>()
+    }
+
     /// The next token for `logits` `[vocab]`; never one of `suppressed`, never one whose logit is not a number.
     ///
     /// # Errors
     /// [`Error::NothingToSample`] when nothing is left.
     pub fn sample(&mut self, logits: &[f32], suppressed: &[u32]) -> Result<u32> {
         let nothing = || Error::NothingToSample { vocab_size: logits.len() };
-        if self.params.temperature == 0.0 {
+        if self.is_greedy() {
             return greedy(logits, suppressed).ok_or_else(nothing);
         }
         let mut masked = logits.to_vec();
@@ -69,10 +98,10 @@ impl Sampler {
                 *logit = f32::NEG_INFINITY;
             }
         }
-        let candidates = (0_u32..).zip(masked).filter(|(_, logit)| *logit > f32::NEG_INFINITY);
-        let weighted = self.weights(candidates.collect());
+        let candidates = (0_u32..).zip(masked).filter(|(_, logit)| *logit > f32::NEG_INFINITY).collect();
+        let weighted = if self.is_plain() { self.all(candidates) } else { self.weights(candidates) };
         let total: f64 = weighted.iter().map(|(_, w)| w).sum();
-        let mut rest = self.rng.random::<f64>() * total;
+        let mut rest = self.uniform() * total;
         for &(id, weight) in &weighted {
             rest -= weight;
             if rest < 0.0 {
@@ -80,7 +109,14 @@ impl Sampler {
             }
         }
         // Rounding may leave a crumb after the last one.
-        weighted.last().map(|(id, _)| *id).ok_or_else(nothing)
+        weighted.iter().rfind(|(_, weight)| *weight > 0.0).map(|(id, _)| *id).ok_or_else(nothing)
+    }
+
+    /// All candidates in their order, with unnormalized probabilities.
+    fn all(&self, candidates: Vec<(u32, f32)>) -> Vec<(u32, f64)> {
+        let largest = candidates.iter().map(|(_, logit)| *logit).fold(f32::NEG_INFINITY, f32::max);
+        let weight = |logit| weight(logit, largest, self.params.temperature);
+        candidates.into_iter().map(|(id, logit)| (id, weight(logit))).collect()
     }
 
     /// The candidates that top-k and top-p leave, most likely first, with unnormalized probabilities.
@@ -92,13 +128,8 @@ impl Sampler {
             candidates.truncate(k);
         }
         candidates.sort_unstable_by(descending);
-        let largest = candidates.first().map_or(0.0, |c| f64::from(c.1));
-        let temperature = f64::from(self.params.temperature);
-        // An infinite logit wins outright: its difference to itself would not be a number.
-        let weight = |logit: f32| {
-            let difference = f64::from(logit) - largest;
-            if difference.is_nan() { 1.0 } else { (difference / temperature).exp() }
-        };
+        let largest = candidates.first().map_or(0.0, |c| c.1);
+        let weight = |logit| weight(logit, largest, self.params.temperature);
         let mut weighted: Vec<_> = candidates.into_iter().map(|(id, logit)| (id, weight(logit))).collect();
         if self.params.top_p < 1.0 {
             let total: f64 = weighted.iter().map(|(_, w)| w).sum();
@@ -111,6 +142,13 @@ impl Sampler {
         }
         weighted
     }
+}
+
+/// The unnormalized probability of a logit beside the largest.
+fn weight(logit: f32, largest: f32, temperature: f32) -> f64 {
+    let difference = f64::from(logit) - f64::from(largest);
+    // An infinite logit wins outright: its difference to itself would not be a number.
+    if difference.is_nan() { 1.0 } else { (difference / f64::from(temperature)).exp() }
 }
 
 /// The first of the largest logits, hence the lowest id. The suppressed are looked up only for a new best: a
@@ -155,6 +193,34 @@ mod tests {
             let p = l.exp() / total;
             let deviation = (20_000.0 * p * (1.0 - p)).sqrt();
             assert!((f64::from(counts[i]) - 20_000.0 * p).abs() < 4.0 * deviation, "{counts:?}");
+        }
+    }
+
+    #[test]
+    fn a_draw_is_a_place_in_the_sum_of_all_ids_in_their_order() {
+        let logits = [0.0, 1.0_f32, f32::NAN, 2.0, 1.0, f32::NEG_INFINITY];
+        let suppressed = [1];
+        let weights = [1.0, 0.0, 0.0, 2.0_f64.exp(), 1.0_f64.exp(), 0.0];
+        let total: f64 = weights.iter().sum();
+        let (mut sampling, mut drawing) = (sampler(1.0, None, 1.0), sampler(1.0, None, 1.0));
+        for _ in 0..500 {
+            let Draw { uniform, temperature } = drawing.draw();
+            assert_eq!(temperature, 1.0);
+            let id = sampling.sample(&logits, &suppressed).unwrap() as usize;
+            let before: f64 = weights[..id].iter().sum();
+            assert!(weights[id] > 0.0 && before <= uniform * total && uniform * total < before + weights[id]);
+        }
+        // Greedy rows take nothing from the stream.
+        assert_eq!(sampler(0.0, Some(3), 0.5).draw(), Draw { uniform: 0.0, temperature: 0.0 });
+        assert!(sampler(0.0, Some(3), 0.5).is_plain() && !sampler(1.0, Some(3), 1.0).is_plain());
+        assert!(!sampler(1.0, None, 0.9).is_plain() && sampler(1.0, None, 1.0).is_plain());
+    }
+
+    #[test]
+    fn an_infinite_logit_wins_outright() {
+        for (top_k, top_p) in [(None, 1.0), (Some(2), 1.0), (None, 0.9)] {
+            let drawn = sampler(1.0, top_k, top_p).sample(&[1.0, f32::INFINITY, 3.0], &[]);
+            assert_eq!(drawn.unwrap(), 1);
         }
     }
 

@@ -167,10 +167,8 @@ struct RowScratch {
 };
 
 struct SelectArgs {
-    u64 logits, suppressed, ids, best, non_finite, uniform, scratch;
+    u64 logits, suppressed, ids, best, non_finite, uniform, temperatures, scratch;
     u32 rows, vocab, stride, suppressed_count;
-    float temperature;
-    u32 reserved;
 };
 
 struct Best {
@@ -284,23 +282,28 @@ KERNEL(256, 4, argmax)(SelectArgs a) {
 }
 EXPORT(argmax);
 
-DEVICE float weight_of(const SelectArgs &a, float logit, float largest, u32 id) {
+// A row's largest logit and temperature: what its weights are relative to.
+struct Scale {
+    float largest, temperature;
+};
+
+DEVICE float weight_of(const SelectArgs &a, float logit, Scale scale, u32 id) {
     if (!(logit > bits_to_float(0xff800000u)) || is_suppressed(a, id)) return 0.0f;
-    float difference = logit - largest;
+    float difference = logit - scale.largest;
     // An infinite logit wins outright: its difference to itself is no number.
-    return difference == difference ? expf(difference / a.temperature) : 1.0f;
+    return difference == difference ? expf(difference / scale.temperature) : 1.0f;
 }
 
 // The sum of this thread's weights in the part from `start` on. If `until` is not negative: stops where the sum
 // exceeds it, and says at which id; else at the last one that has a weight.
-DEVICE double part_weights(const SelectArgs &a, const float *logits, u64 start, float largest, double until, u32 &id) {
+DEVICE double part_weights(const SelectArgs &a, const float *logits, u64 start, Scale scale, double until, u32 &id) {
     u64 size = part_size(a), end = start + size < a.vocab ? start + size : a.vocab;
     double sum = 0.0;
     for (u64 at = start + threadIdx.x * 4; at < end; at += 1024) {
         u32 count;
         float4 v = four_logits(a, logits, (u32)at, count);
         for (u32 i = 0; i < count; ++i) {
-            float weight = weight_of(a, element(v, i), largest, (u32)at + i);
+            float weight = weight_of(a, element(v, i), scale, (u32)at + i);
             sum += (double)weight;
             if (weight > 0.0f) id = (u32)at + i;
             if (until >= 0.0 && sum > until) return sum;
@@ -326,8 +329,9 @@ DEVICE u32 find_part(const double *sums, u32 count, double &rest) {
     return found;
 }
 
-// A token by its probability under a temperature: the one where the sum of weights, taken in an order of ids that
-// depends on the vocabulary alone, exceeds the row's uniform value times the whole sum. `best` is argmax's.
+// A token by its probability under the row's temperature: the one where the sum of weights, taken in an order of ids
+// that depends on the vocabulary alone (up to 262,144 of them: their own), exceeds the row's uniform value times the
+// whole sum. `best` is argmax's; a row whose temperature is 0 keeps argmax's token.
 KERNEL(256, 4, sample)(SelectArgs a) {
     dependency_launch();
     dependency_wait();
@@ -336,9 +340,10 @@ KERNEL(256, 4, sample)(SelectArgs a) {
     SHARED u32 chosen;
     u32 row = blockIdx.y, tid = threadIdx.x;
     const float *logits = (const float *)a.logits + (u64)row * a.stride;
-    float largest = ((const float *)a.best)[row];
+    Scale scale = {((const float *)a.best)[row], ((const float *)a.temperatures)[row]};
+    if (!(scale.temperature > 0.0f)) return;
     u32 id = NOBODY;
-    double sum = part_weights(a, logits, (u64)blockIdx.x * part_size(a), largest, -1.0, id);
+    double sum = part_weights(a, logits, (u64)blockIdx.x * part_size(a), scale, -1.0, id);
     for (u32 mask = 16; mask > 0; mask /= 2) sum += shuffle_xor(sum, mask);
     if (tid % 32 == 0) sums[tid / 32] = sum;
     sync_block();
@@ -362,12 +367,12 @@ KERNEL(256, 4, sample)(SelectArgs a) {
         return;
     }
     u64 start = (u64)chosen * part_size(a);
-    sums[tid] = part_weights(a, logits, start, largest, -1.0, id);
+    sums[tid] = part_weights(a, logits, start, scale, -1.0, id);
     sync_block();
     if (tid == 0) chosen = find_part(sums, 256, rest);
     sync_block();
     if (tid != chosen) return;
-    part_weights(a, logits, start, largest, rest, id);
+    part_weights(a, logits, start, scale, rest, id);
     ((u32 *)a.ids)[row] = id;
 }
 EXPORT(sample);

@@ -68,7 +68,7 @@ impl Transformer {
             .collect();
         self.device.upload(ws.places.spans, bytemuck::cast_slice(&spans)).map_err(gpu_error)?;
         self.device.upload(ws.places.ids, bytemuck::cast_slice(pass.ids)).map_err(gpu_error)?;
-        ws.chosen = None;
+        ws.forget_logits();
         Ok(())
     }
 

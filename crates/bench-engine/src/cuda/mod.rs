@@ -4,6 +4,7 @@
 //! host sees token ids and, where it asks, logits; hooks are offered copies between launches.
 
 mod cache;
+mod choose;
 mod decode;
 mod forward;
 mod launch;

@@ -6,9 +6,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bench_kernels::cuda::Gpu;
 use bench_kernels::cuda::attention::{Cache, DecodeWorkspace, Span};
 use bench_kernels::cuda::device::{Buffer, Category, Device, Graph};
-use bench_kernels::cuda::vectors::{self, SelectArgs};
+use bench_kernels::cuda::vectors;
 
-use crate::cuda::{DeviceCache, Shape, address, gpu_error};
+use crate::cuda::choose::Choice;
+use crate::cuda::{DeviceCache, Shape, gpu_error};
 use crate::error::{Error, Result};
 use crate::hooks::Routing;
 
@@ -87,6 +88,10 @@ pub(crate) struct Places {
     pub(crate) logits: u64,
     /// u32 `[kept]`, then for each row how many logits are not finite.
     pub(crate) chosen: u64,
+    /// The largest logit of each row, f32 `[kept]`.
+    pub(crate) best: u64,
+    /// f64 `[kept]`, then f32 `[kept]`: by what tokens are drawn.
+    pub(crate) draws: u64,
     /// Of the choice; zeros at first.
     pub(crate) select: u64,
     /// u64 `[3]`: layer passes, distinct experts, tokens.
@@ -133,6 +138,8 @@ impl Places {
             kept: take(4 * n * shape.hidden),
             logits: take(4 * n * shape.vocab),
             chosen: take(8 * n),
+            best: take(4 * n),
+            draws: take(12 * n),
             select: take(vectors::scratch_bytes(n)),
             routing: take(24),
         };
@@ -198,7 +205,7 @@ impl std::fmt::Debug for Leased {
 
 /// Memory, what is in it, and what was recorded over it.
 pub(crate) struct DeviceWorkspace {
-    device: Device,
+    pub(crate) device: Device,
     shape: Shape,
     memory: Option<Buffer>,
     size: Size,
@@ -212,12 +219,10 @@ pub(crate) struct DeviceWorkspace {
     /// Rows of logits of the last pass.
     pub(crate) kept: usize,
     /// Logits of the last pass on the host, if they were asked for.
-    pub(crate) host_logits: Vec<f32>,
-    /// Ids that are not chosen, as they stand on the device.
-    pub(crate) suppressed: Vec<u32>,
+    host_logits: Vec<f32>,
+    fetched: bool,
     pub(crate) suppressed_ids: Option<Buffer>,
-    /// The most likely tokens of the last pass, if they were asked for.
-    pub(crate) chosen: Option<Vec<u32>>,
+    pub(crate) choice: Choice,
 }
 
 impl DeviceWorkspace {
@@ -233,9 +238,9 @@ impl DeviceWorkspace {
             seen: Vec::new(),
             kept: 0,
             host_logits: Vec::new(),
-            suppressed: Vec::new(),
+            fetched: false,
             suppressed_ids: None,
-            chosen: None,
+            choice: Choice::default(),
         }
     }
 
@@ -314,65 +319,34 @@ impl DeviceWorkspace {
         self.shape.vocab
     }
 
-    /// Copies the logits of the last pass to the host.
+    /// There will be other logits than before.
+    pub(crate) fn forget_logits(&mut self) {
+        self.fetched = false;
+        self.choice.forget();
+    }
+
+    /// The logits of the last pass on the host, copied when they are asked for first.
     ///
     /// # Errors
     /// Values that are not finite.
     pub(crate) fn logits(&mut self) -> Result<&[f32]> {
-        self.host_logits.resize(self.kept * self.shape.vocab, 0.0);
-        let bytes = bytemuck::cast_slice_mut(&mut self.host_logits);
-        self.device.read(self.places.logits, bytes).map_err(gpu_error)?;
-        let count = self.host_logits.iter().filter(|l| !l.is_finite()).count();
-        self.check_finite(count)?;
+        if !self.fetched {
+            self.host_logits.resize(self.kept * self.shape.vocab, 0.0);
+            let bytes = bytemuck::cast_slice_mut(&mut self.host_logits);
+            self.device.read(self.places.logits, bytes).map_err(gpu_error)?;
+            let count = self.host_logits.iter().filter(|l| !l.is_finite()).count();
+            self.check_finite(count)?;
+            self.fetched = true;
+        }
         Ok(&self.host_logits)
     }
 
-    fn check_finite(&self, count: usize) -> Result<()> {
+    /// An error of so many logits that are not finite.
+    pub(super) fn check_finite(&self, count: usize) -> Result<()> {
         match count {
             0 => Ok(()),
             count => Err(Error::NonFiniteLogits { site: format!("{} positions", self.kept), count }),
         }
-    }
-
-    /// The most likely token of `row` that is not suppressed.
-    pub(crate) fn greedy(&mut self, row: usize, suppressed: &[u32]) -> Result<u32> {
-        let (device, vocab) = (&self.device, self.shape.vocab);
-        if self.suppressed_ids.is_none() || self.suppressed != suppressed {
-            let buffer =
-                device.buffer(4 * suppressed.len().max(1), Category::Workspace).map_err(gpu_error)?;
-            device.write(buffer.address(), bytemuck::cast_slice(suppressed)).map_err(gpu_error)?;
-            (self.suppressed_ids, self.chosen) = (Some(buffer), None);
-            self.suppressed = suppressed.to_vec();
-        }
-        if self.chosen.is_none() {
-            self.chosen = Some(self.choose()?);
-        }
-        let id = self.chosen.as_ref().and_then(|ids| ids.get(row)).copied();
-        id.filter(|id| (*id as usize) < vocab).ok_or(Error::NothingToSample { vocab_size: vocab })
-    }
-
-    fn choose(&self) -> Result<Vec<u32>> {
-        let args = SelectArgs {
-            logits: self.places.logits,
-            suppressed: if self.suppressed.is_empty() { 0 } else { address(&self.suppressed_ids) },
-            ids: self.places.chosen,
-            best: 0,
-            non_finite: self.places.chosen + 4 * self.kept as u64,
-            uniform: 0,
-            scratch: self.places.select,
-            rows: self.kept as u32,
-            vocab: self.shape.vocab as u32,
-            stride: self.shape.vocab as u32,
-            suppressed_count: self.suppressed.len() as u32,
-            temperature: 0.0,
-            reserved: 0,
-        };
-        vectors::argmax(&self.device, &args).map_err(gpu_error)?;
-        let mut found = vec![0_u32; 2 * self.kept];
-        self.device.read(self.places.chosen, bytemuck::cast_slice_mut(&mut found)).map_err(gpu_error)?;
-        let bad = found.split_off(self.kept);
-        self.check_finite(bad.iter().map(|n| *n as usize).sum())?;
-        Ok(found)
     }
 }
 

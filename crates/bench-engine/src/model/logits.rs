@@ -1,4 +1,7 @@
 //! What a forward pass leaves: rows of logits, from which tokens are chosen.
+//!
+//! On a device tokens are chosen there, greedy ones and those of a temperature: for all rows of a step in one go, with
+//! values that each row's sampler draws here. Samplers with top-k or top-p, which need logits in order, get a copy.
 
 use crate::error::Result;
 use crate::model::Workspace;
@@ -29,7 +32,7 @@ impl<'w> Logits<'w> {
     /// The next token of `row`, as [`Sampler::sample`] chooses it.
     ///
     /// # Errors
-    /// Nothing to sample.
+    /// Nothing to sample; on a device what [`Logits::values`] says.
     pub fn sample(&mut self, row: usize, sampler: &mut Sampler, suppressed: &[u32]) -> Result<u32> {
         #[cfg(feature = "cuda")]
         if self.workspace.device.is_some() {
@@ -37,9 +40,56 @@ impl<'w> Logits<'w> {
             if sampler.is_greedy() {
                 return device.greedy(row, suppressed);
             }
+            if sampler.is_plain() {
+                return device.draw(row, sampler.draw(), suppressed);
+            }
             let vocab = device.vocab();
             return sampler.sample(&device.logits()?[row * vocab..(row + 1) * vocab], suppressed);
         }
         sampler.sample(self.workspace.logits.row(row), suppressed)
+    }
+
+    /// The next token of every row, each as its sampler chooses it; `chosen` is told row and token as soon as they are
+    /// known.
+    ///
+    /// # Errors
+    /// As [`Logits::sample`]; rows that were told before stay told.
+    pub fn sample_all<'s>(
+        &mut self,
+        samplers: impl IntoIterator<Item = &'s mut Sampler>,
+        suppressed: &[u32],
+        mut chosen: impl FnMut(usize, u32),
+    ) -> Result<()> {
+        #[cfg(feature = "cuda")]
+        if self.workspace.device.is_some() {
+            return self.sample_on_device(samplers.into_iter().collect(), suppressed, &mut chosen);
+        }
+        for (row, sampler) in samplers.into_iter().enumerate() {
+            chosen(row, self.sample(row, sampler, suppressed)?);
+        }
+        Ok(())
+    }
+
+    #[cfg(feature = "cuda")]
+    fn sample_on_device(
+        &mut self,
+        samplers: Vec<&mut Sampler>,
+        suppressed: &[u32],
+        chosen: &mut dyn FnMut(usize, u32),
+    ) -> Result<()> {
+        let together = samplers.iter().all(|s| s.is_plain()) && !samplers.iter().all(|s| s.is_greedy());
+        if together {
+            let draws: Vec<_> = samplers.into_iter().map(Sampler::draw).collect();
+            let ids = self.workspace.device()?.draw_all(&draws, suppressed)?;
+            for (row, id) in ids.into_iter().enumerate() {
+                chosen(row, id);
+            }
+            return Ok(());
+        }
+        // Greedy rows are chosen together by the first of them.
+        for (row, sampler) in samplers.into_iter().enumerate() {
+            chosen(row, self.sample(row, sampler, suppressed)?);
+        }
+        Ok(())
     }
 }

@@ -26,7 +26,8 @@ fn shapes_that_do_not_fit_are_errors() {
     assert!(vectors::add(&gpu, &AddArgs { count: 3, ..AddArgs::zeroed() }).is_err());
     let select = SelectArgs { rows: 1, vocab: 10, stride: 9, ..SelectArgs::zeroed() };
     assert!(vectors::argmax(&gpu, &select).is_err());
-    assert!(vectors::sample(&gpu, &SelectArgs { stride: 10, best: 256, ..select }).is_err());
+    let drawn = SelectArgs { stride: 10, best: 256, uniform: 256, ..select };
+    assert!(vectors::sample(&gpu, &drawn).is_err());
     assert!(vectors::fill(&gpu, vectors::Fill::Codes, 0, 0, 8, 16).is_err());
     // Nothing to do is no launch.
     vectors::add(&gpu, &AddArgs::zeroed()).unwrap();

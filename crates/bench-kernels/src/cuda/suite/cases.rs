@@ -319,13 +319,12 @@ impl Case {
             best: 0,
             non_finite: 0,
             uniform: 0,
+            temperatures: 0,
             scratch: scratch.address(),
             rows: 1,
             vocab: vocab as u32,
             stride: vocab as u32,
             suppressed_count: 0,
-            temperature: 1.0,
-            reserved: 0,
         };
         run(LAUNCHES, &mut || (0..LAUNCHES).try_for_each(|_| argmax(gpu, &args)))
     }

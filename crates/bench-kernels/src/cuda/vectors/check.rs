@@ -262,7 +262,7 @@ struct Selection<'g> {
 }
 
 impl<'g> Selection<'g> {
-    fn new(gpu: &'g dyn Gpu, logits: &Logits, temperature: f32) -> Result<Self, GpuError> {
+    fn new(gpu: &'g dyn Gpu, logits: &Logits) -> Result<Self, GpuError> {
         let memory = Memory::of(gpu, &logits.values)?;
         let suppressed =
             if logits.suppressed.is_empty() { None } else { Some(Memory::of(gpu, &logits.suppressed)?) };
@@ -276,13 +276,12 @@ impl<'g> Selection<'g> {
             best: best.address(),
             non_finite: non_finite.address(),
             uniform: 0,
+            temperatures: 0,
             scratch: scratch.address(),
             rows: logits.rows as u32,
             vocab: logits.vocab as u32,
             stride: logits.stride as u32,
             suppressed_count: logits.suppressed.len() as u32,
-            temperature,
-            reserved: 0,
         };
         Ok(Self { _inputs: [Some(memory), suppressed, Some(scratch)], ids, best, non_finite, args })
     }
@@ -290,7 +289,7 @@ impl<'g> Selection<'g> {
 
 fn check_argmax(gpu: &dyn Gpu, values: &mut Values) -> Row {
     let logits = Logits::new(values);
-    let selection = Selection::new(gpu, &logits, 0.0)?;
+    let selection = Selection::new(gpu, &logits)?;
     let mut wrong = 0.0;
     // Twice, since the counters must be as before.
     for _ in 0..2 {
@@ -317,23 +316,30 @@ fn order(vocab: usize) -> Vec<usize> {
 
 fn check_sample(gpu: &dyn Gpu, values: &mut Values) -> Row {
     let logits = Logits::new(values);
-    let temperature = values.one_of(&[0.3, 1.0, 1.7]);
-    let mut selection = Selection::new(gpu, &logits, temperature)?;
+    let mut selection = Selection::new(gpu, &logits)?;
     let order = order(logits.vocab);
-    argmax(gpu, &selection.args)?;
     let mut difference = 0.0_f64;
+    let mut seen = Vec::new();
     for _ in 0..3 {
+        // A row may be greedy beside others.
+        let temperatures: Vec<f32> = (0..logits.rows).map(|_| values.one_of(&[0.0, 0.3, 1.0, 1.7])).collect();
         let word = |values: &mut Values| (values.word() >> 11) as f64 / (1_u64 << 53) as f64;
         let uniform: Vec<f64> =
             (0..logits.rows).map(|_| if values.between(0, 4) == 0 { 0.0 } else { word(values) }).collect();
-        let uniform_at = Memory::of(gpu, &uniform)?;
-        selection.args.uniform = uniform_at.address();
+        let (uniform_at, temperatures_at) = (Memory::of(gpu, &uniform)?, Memory::of(gpu, &temperatures)?);
+        (selection.args.uniform, selection.args.temperatures) =
+            (uniform_at.address(), temperatures_at.address());
+        argmax(gpu, &selection.args)?;
         sample(gpu, &selection.args)?;
         for (r, id) in selection.ids.values::<u32>()?.into_iter().enumerate() {
-            difference = difference.max(outside(&logits, r, id, uniform[r], temperature, &order));
+            difference = difference.max(match temperatures[r] {
+                0.0 => f64::from(u8::from(id != logits.best(r).0)),
+                temperature => outside(&logits, r, id, uniform[r], temperature, &order),
+            });
         }
+        seen.push(temperatures);
     }
-    row("sample", format!("{} of {} at {temperature}", logits.rows, logits.vocab), difference, 1e-5)
+    row("sample", format!("{} of {} at {seen:?}", logits.rows, logits.vocab), difference, 1e-5)
 }
 
 /// How far the uniform value lies outside of the part of the whole that belongs to `id`.

@@ -33,15 +33,14 @@ pub struct SelectArgs {
     pub non_finite: u64,
     /// For [`sample`]: f64 `[rows]`, at least 0 and below 1.
     pub uniform: u64,
+    /// For [`sample`]: f32 `[rows]`; a row with 0 keeps the id of [`argmax`].
+    pub temperatures: u64,
     /// [`scratch_bytes`] of the rows, aligned to 16.
     pub scratch: u64,
     pub rows: u32,
     pub vocab: u32,
     pub stride: u32,
     pub suppressed_count: u32,
-    /// For [`sample`]: above 0.
-    pub temperature: f32,
-    pub reserved: u32,
 }
 
 /// Blocks that share a row: by the vocabulary alone, so that the order of sums is too.
@@ -65,12 +64,12 @@ pub fn argmax(gpu: &dyn Gpu, args: &SelectArgs) -> Result<(), GpuError> {
     select(gpu, "argmax", args)
 }
 
-/// An id by its probability under the temperature, after [`argmax`] of the same rows: that where the running
-/// sum of weights, in an order of ids that depends on the vocabulary alone, exceeds the uniform value's share
-/// of the whole.
+/// An id by its probability under the row's temperature, after [`argmax`] of the same rows: that where the
+/// running sum of weights exceeds the uniform value's share of the whole. The order of ids depends on the
+/// vocabulary alone, and up to 262,144 of them come in their own.
 pub fn sample(gpu: &dyn Gpu, args: &SelectArgs) -> Result<(), GpuError> {
-    expect(args.temperature > 0.0 && args.best != 0, "choice of tokens", || {
-        format!("temperature {} without the largest logits", args.temperature)
+    expect(args.best != 0 && args.uniform != 0 && args.temperatures != 0, "choice of tokens", || {
+        "a draw without largest logits, uniform values or temperatures".to_owned()
     })?;
     select(gpu, "sample", args)
 }

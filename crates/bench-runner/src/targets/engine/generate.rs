@@ -132,10 +132,16 @@ fn take(
     mut logits: Logits<'_>,
     recorder: &mut Recorder<'_>,
 ) -> Result<()> {
-    for (row, request) in running.iter_mut().filter(|r| is_open(r)).enumerate() {
-        request.last = logits.sample(row, &mut request.sampler, &loaded.suppressed)?;
+    let slots: Vec<usize> = running.iter().filter(|r| is_open(r)).map(|r| r.slot).collect();
+    let mut ids = Vec::with_capacity(slots.len());
+    let samplers = running.iter_mut().filter(|r| is_open(r)).map(|r| &mut r.sampler);
+    logits.sample_all(samplers, &loaded.suppressed, |row, id| {
+        recorder.record(slots[row], EventKind::Tokens { count: 1, channel: Channel::Unknown });
+        ids.push(id);
+    })?;
+    for (request, id) in running.iter_mut().filter(|r| is_open(r)).zip(ids) {
+        request.last = id;
         request.left -= 1;
-        recorder.record(request.slot, EventKind::Tokens { count: 1, channel: Channel::Unknown });
     }
     for request in running.iter_mut().filter(|r| !is_open(r) && !r.ended) {
         request.ended = true;
