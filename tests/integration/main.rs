@@ -13,6 +13,7 @@ mod compare;
 mod cpu;
 mod cuda;
 mod cuda_choice;
+mod cuda_memory;
 mod energy;
 mod fidelity;
 mod golden_model;

@@ -7,7 +7,7 @@
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
-use bench_kernels::cuda::device::{Category, Device, Files, Usage};
+use bench_kernels::cuda::device::{Buffer, Category, Device, Files, Usage};
 use bench_kernels::cuda::vectors::{self, AddArgs};
 use bench_kernels::cuda::{CudaVersion, DeviceError, Gpu, GpuError, Memory};
 use bytemuck::Zeroable;
@@ -269,6 +269,46 @@ fn too_little_memory_is_an_error_with_numbers_and_nothing_is_lost() {
     assert_eq!(device.usage(Category::KvCache), Usage::default());
     drop(held);
     device.buffer(600_000, Category::KvCache).unwrap();
+}
+
+#[test]
+fn a_pool_asks_the_driver_once_and_gives_back_what_nobody_wants() {
+    let stub = Stub::new(&of_devices(vec![Gpus { memory_bytes: 1 << 20, ..Gpus::default() }]));
+    let device = stub.open();
+    let pool = device.pool();
+    let calls = |name: &str| stub.loaded.report().unwrap().calls.get(name).copied().unwrap_or(0);
+    let batch = |sizes: &[usize]| {
+        let take = |bytes| device.buffer_of(&pool, bytes, Category::KvCache).unwrap();
+        let all: Vec<_> = sizes.iter().map(|bytes| take(*bytes)).collect();
+        let mut addresses: Vec<_> = all.iter().map(Buffer::address).collect();
+        addresses.sort_unstable();
+        assert_eq!(device.usage(Category::KvCache).live_bytes, sizes.iter().sum::<usize>() as u64);
+        addresses
+    };
+    let first = batch(&[300_000, 300_000, 1000]);
+    let asked = calls("cuMemAlloc_v2");
+    // In use by nobody, but held.
+    assert_eq!((device.total_usage().live_bytes, device.kept_bytes()), (0, 601_000));
+    let (free, total) = device.memory().unwrap();
+    assert_eq!((free, total), (1 << 20, 1 << 20), "what is kept can be had");
+    assert_eq!(batch(&[1000, 300_000, 300_000]), first);
+    assert_eq!((calls("cuMemAlloc_v2"), calls("cuMemFree_v2")), (asked, 0));
+    // What another batch does not want goes when it ends.
+    batch(&[300_000]);
+    assert_eq!((device.kept_bytes(), calls("cuMemFree_v2")), (300_000, 2));
+    // Short of memory: it goes before anything fails, whoever asks.
+    let weights = device.buffer(1_000_000, Category::Weights).unwrap();
+    assert_eq!((device.kept_bytes(), calls("cuMemFree_v2")), (0, 3));
+    assert!(device.buffer_of(&pool, 300_000, Category::KvCache).is_err());
+    drop(weights);
+    // What is lent when its pool goes is given back by itself.
+    let last = device.buffer_of(&pool, 300_000, Category::KvCache).unwrap();
+    drop(device.buffer_of(&pool, 5000, Category::KvCache).unwrap());
+    assert_eq!(device.kept_bytes(), 5000);
+    drop(pool);
+    assert_eq!(device.kept_bytes(), 0);
+    drop(last);
+    assert_eq!(stub.loaded.report().unwrap().live_bytes, 0);
 }
 
 #[test]

@@ -1,10 +1,10 @@
 //! Keys and values of one sequence in device memory: the pages of `cache`, and a table of their addresses that kernels
-//! read.
+//! read. They come from a pool of the model, so that a batch like the one before asks the driver for nothing.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bench_kernels::cuda::attention::{self, AttentionArgs, Cache, Span};
-use bench_kernels::cuda::device::{Buffer, Category, Device};
+use bench_kernels::cuda::device::{Buffer, Category, Device, Pool};
 
 use crate::cache::Slots;
 use crate::config::ModelConfig;
@@ -25,6 +25,7 @@ struct LayerPages {
 /// The pages of every layer.
 pub(crate) struct DeviceCache {
     device: Device,
+    pool: Pool,
     shape: Shape,
     layers: Vec<LayerPages>,
     /// Addresses `[layers, capacity]`, in device memory.
@@ -34,9 +35,10 @@ pub(crate) struct DeviceCache {
 }
 
 impl DeviceCache {
-    pub(crate) fn new(device: &Device, config: &ModelConfig, shape: &Shape) -> Self {
+    pub(crate) fn new(device: &Device, pool: &Pool, config: &ModelConfig, shape: &Shape) -> Self {
         let layers = Slots::of(config).map(|slots| LayerPages { slots, pages: Vec::new() }).collect();
-        Self { device: device.clone(), shape: *shape, layers, table: None, capacity: 0, state: 0 }
+        let (device, pool) = (device.clone(), pool.clone());
+        Self { device, pool, shape: *shape, layers, table: None, capacity: 0, state: 0 }
     }
 
     /// See [`crate::Sequence::reserve`].
@@ -80,7 +82,9 @@ impl DeviceCache {
                 layer.slots.kept(tokens).checked_sub(1).map_or(0, |slot| layer.slots.place(slot).0 + 1);
             while layer.pages.len() < pages {
                 let bytes = layer.slots.page_rows(layer.pages.len()) * self.shape.kv_row_bytes();
-                layer.pages.push(self.device.buffer(bytes, Category::KvCache).map_err(gpu_error)?);
+                // No row is read before it is written: pages need not be zeros.
+                let page = self.device.buffer_of(&self.pool, bytes, Category::KvCache).map_err(gpu_error)?;
+                layer.pages.push(page);
                 grown = true;
             }
         }
@@ -96,7 +100,8 @@ impl DeviceCache {
         if most > self.capacity {
             self.capacity = most.next_power_of_two().max(4);
             let bytes = self.layers.len() * self.capacity * size_of::<u64>();
-            self.table = Some(self.device.buffer(bytes, Category::Workspace).map_err(gpu_error)?);
+            let table = self.device.buffer_of(&self.pool, bytes, Category::Workspace).map_err(gpu_error)?;
+            self.table = Some(table);
         }
         let mut addresses = vec![0_u64; self.layers.len() * self.capacity];
         for (layer, row) in self.layers.iter().zip(addresses.chunks_exact_mut(self.capacity)) {

@@ -57,9 +57,19 @@ pub(super) fn build(
     let (cos, sin) = angles(device, config, shape.bf16, rope)?;
     device.synchronize().map_err(gpu_error)?;
     let weights_bytes = loader.bytes;
-    let device = device.clone();
-    let idle = Idle::default();
-    Ok(Transformer { device, shape, embedding, layers, norm, unembedding, cos, sin, weights_bytes, idle })
+    Ok(Transformer {
+        device: device.clone(),
+        shape,
+        embedding,
+        layers,
+        norm,
+        unembedding,
+        cos,
+        sin,
+        weights_bytes,
+        idle: Idle::default(),
+        pool: device.pool(),
+    })
 }
 
 /// Cosines and sines of every position that the model has.
@@ -225,11 +235,7 @@ impl Loader<'_> {
         let at = to.address() + offset as u64;
         let bytes = shape.iter().product::<usize>() * dtype.size();
         if let Some(recipe) = self.source.recipe(name) {
-            let fill = match recipe.fill {
-                Fill::Uniform { mean, std } => vectors::Fill::Uniform { mean, std },
-                Fill::Codes => vectors::Fill::Codes,
-                Fill::Exponents { low, high_of_256 } => vectors::Fill::Exponents { low, high_of_256 },
-            };
+            let fill = recipe.fill.into();
             return vectors::fill(self.device, fill, recipe.key, 0, at, bytes as u64).map_err(gpu_error);
         }
         let tensor = self.source.tensor(name, shape)?;
@@ -274,6 +280,17 @@ impl Loader<'_> {
 
     fn memory(&self, bytes: usize) -> Result<Buffer> {
         self.device.buffer(bytes, Category::Weights).map_err(gpu_error)
+    }
+}
+
+/// What a device makes of a recipe; bit for bit what the host makes.
+impl From<Fill> for vectors::Fill {
+    fn from(fill: Fill) -> Self {
+        match fill {
+            Fill::Uniform { mean, std } => Self::Uniform { mean, std },
+            Fill::Codes => Self::Codes,
+            Fill::Exponents { low, high_of_256 } => Self::Exponents { low, high_of_256 },
+        }
     }
 }
 

@@ -15,7 +15,7 @@ mod workspace;
 
 use std::sync::Arc;
 
-use bench_kernels::cuda::device::{Buffer, Category, Device};
+use bench_kernels::cuda::device::{Buffer, Category, Device, Pool};
 use bench_kernels::cuda::tiles::Format;
 use bench_kernels::cuda::{BF16, CLAMPED, Gpu, GpuError, ROUND_FIRST};
 
@@ -187,6 +187,8 @@ pub(crate) struct Transformer {
     weights_bytes: u64,
     /// Workspaces of batches that have ended: their memory and graphs serve the next.
     idle: Idle,
+    /// Of the caches of batches that have ended, likewise.
+    pool: Pool,
 }
 
 /// One forward pass: whose rows are whose, and what is offered to whom.
@@ -220,7 +222,7 @@ impl Transformer {
 
     /// A cache without tokens.
     pub(crate) fn cache(&self, config: &ModelConfig) -> DeviceCache {
-        DeviceCache::new(&self.device, config, &self.shape)
+        DeviceCache::new(&self.device, &self.pool, config, &self.shape)
     }
 
     /// A workspace that an earlier batch has left, or a new one.

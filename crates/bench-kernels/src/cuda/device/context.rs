@@ -7,13 +7,14 @@
 use std::cell::Cell;
 use std::ffi::{CStr, c_char, c_int};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute};
 
 use super::driver::{Code, Driver, code, lost};
 use super::info::Info;
 use super::memory::Ledger;
+use super::pool::Shelf;
 use crate::cuda::device_error::{DeviceError, OLDEST_CAPABILITY};
 
 /// A pointer that the driver gave out. Its functions may be called from any thread with any of them.
@@ -43,6 +44,8 @@ pub(super) struct Context {
     pub(super) driver: Arc<Driver>,
     pub(super) info: Info,
     pub(super) ledger: Ledger,
+    /// Of every pool: what to give back when memory is short.
+    shelves: Mutex<Vec<Weak<Shelf>>>,
     device: sys::CUdevice,
     handle: Handle<sys::CUctx_st>,
     number: u64,
@@ -84,8 +87,16 @@ impl Context {
             }
         }
         let number = OPENED.fetch_add(1, Ordering::Relaxed) + 1;
-        let (ledger, lost) = (Ledger::default(), OnceLock::new());
-        Ok(Arc::new(Self { driver, info, ledger, device, handle: Handle(handle), number, lost }))
+        Ok(Arc::new(Self {
+            driver,
+            info,
+            ledger: Ledger::default(),
+            shelves: Mutex::default(),
+            device,
+            handle: Handle(handle),
+            number,
+            lost: OnceLock::new(),
+        }))
     }
 
     /// Calls a function of the driver with this context current.
@@ -153,6 +164,25 @@ impl Context {
     /// Told apart by it: no two contexts of a process have the same.
     pub(super) fn number(&self) -> u64 {
         self.number
+    }
+
+    pub(super) fn add_shelf(&self, shelf: &Arc<Shelf>) {
+        let mut shelves = self.shelves.lock().unwrap_or_else(PoisonError::into_inner);
+        shelves.retain(|shelf| shelf.strong_count() > 0);
+        shelves.push(Arc::downgrade(shelf));
+    }
+
+    /// Gives back to the driver what pools keep; whether that was anything.
+    pub(super) fn release_kept(&self) -> bool {
+        let shelves: Vec<_> = {
+            let shelves = self.shelves.lock().unwrap_or_else(PoisonError::into_inner);
+            shelves.iter().filter_map(Weak::upgrade).collect()
+        };
+        let mut any = false;
+        for shelf in shelves {
+            any |= shelf.release();
+        }
+        any
     }
 
     /// Free and total bytes; free is less what every process on the device holds.

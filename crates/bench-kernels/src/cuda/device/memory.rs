@@ -1,14 +1,15 @@
 //! Memory of a device, told apart by what it is for, and page-locked memory of the host.
 //!
-//! Blocks come straight from the driver and are meant to be few and large; nothing is pooled, so that what is
-//! counted is what is held.
+//! Blocks come straight from the driver and are meant to be few and large. What a pool keeps is counted apart: it is
+//! held, but it is nobody's.
 
 use std::ffi::c_void;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
 use super::context::{Context, Handle};
 use super::driver::code;
+use super::pool::Shelf;
 use crate::cuda::device_error::DeviceError;
 
 /// What memory is for.
@@ -61,11 +62,13 @@ impl Counter {
     }
 }
 
-/// Counts what is held. The total has a peak of its own: those of the categories need not fall together.
+/// Counts what is in use. The total has a peak of its own: those of the categories need not fall together. What pools
+/// keep is in none of them.
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
     categories: [Counter; Category::ALL.len()],
     total: Counter,
+    kept: AtomicU64,
 }
 
 impl Ledger {
@@ -77,6 +80,20 @@ impl Ledger {
     fn subtract(&self, category: Category, bytes: u64) {
         self.categories[category as usize].live.fetch_sub(bytes, Ordering::Relaxed);
         self.total.live.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// Counts what a pool keeps from now on.
+    pub(super) fn keep(&self, bytes: u64) {
+        self.kept.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Of what pools keep, `bytes` are lent or given back to the driver.
+    pub(super) fn take_kept(&self, bytes: u64) {
+        self.kept.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    pub(super) fn kept(&self) -> u64 {
+        self.kept.load(Ordering::Relaxed)
     }
 
     pub(super) fn usage(&self, category: Category) -> Usage {
@@ -93,10 +110,13 @@ impl Ledger {
     }
 }
 
-/// A block of device memory, given back when dropped: then all work on the device is waited for.
+/// A block of device memory, given back when dropped: to the pool that it came from, or to the driver, which waits for
+/// all work on the device.
 #[derive(Debug)]
 pub struct Buffer {
     context: Arc<Context>,
+    /// Empty for what comes from the driver.
+    home: Weak<Shelf>,
     address: u64,
     bytes: usize,
     category: Category,
@@ -109,14 +129,36 @@ impl Buffer {
         // The driver refuses 0; an empty buffer still has an address of its own.
         let asked = bytes.max(1);
         // SAFETY: a place for the address.
-        let answer = context.code("cuMemAlloc", |d| unsafe { (d.memory_alloc)(&raw mut address, asked) })?;
+        let mut alloc =
+            || context.code("cuMemAlloc", |d| unsafe { (d.memory_alloc)(&raw mut address, asked) });
+        let mut answer = alloc()?;
+        if answer == code::OUT_OF_MEMORY && context.release_kept() {
+            answer = alloc()?;
+        }
         match answer {
             0 => {}
             code::OUT_OF_MEMORY => return Err(out_of_memory(context, category, bytes)),
             other => return Err(context.error("cuMemAlloc", other)),
         }
+        Ok(Self::kept(context, Weak::new(), address, category, bytes))
+    }
+
+    /// A block that the driver gave out before.
+    pub(super) fn kept(
+        context: &Arc<Context>,
+        home: Weak<Shelf>,
+        address: u64,
+        category: Category,
+        bytes: usize,
+    ) -> Self {
         context.ledger.add(category, bytes as u64);
-        Ok(Self { context: Arc::clone(context), address, bytes, category })
+        Self { context: Arc::clone(context), home, address, bytes, category }
+    }
+
+    /// The same, to be given back to a pool.
+    pub(super) fn at_home(mut self, home: Weak<Shelf>) -> Self {
+        self.home = home;
+        self
     }
 
     /// Device address, aligned to 256 bytes.
@@ -149,9 +191,14 @@ impl Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         let address = self.address;
-        // SAFETY: the address is the driver's, given back once; the driver waits for work that may use it.
-        self.context.call_in_drop(|d| unsafe { (d.memory_free)(address) });
         self.context.ledger.subtract(self.category, self.bytes as u64);
+        match self.home.upgrade() {
+            Some(shelf) => shelf.put(address, self.bytes),
+            None => {
+                // SAFETY: the address is the driver's, given back once; the driver waits for work that may use it.
+                self.context.call_in_drop(|d| unsafe { (d.memory_free)(address) });
+            }
+        }
     }
 }
 
@@ -266,6 +313,12 @@ mod tests {
         ledger.reset_peaks();
         assert_eq!(ledger.usage(Category::Weights), Usage::default());
         assert_eq!(ledger.total(), Usage { live_bytes: 70, peak_bytes: 70 });
+        // What is kept is nobody's.
+        ledger.subtract(Category::KvCache, 70);
+        ledger.keep(70);
+        assert_eq!((ledger.total().live_bytes, ledger.kept()), (0, 70));
+        ledger.take_kept(30);
+        assert_eq!((ledger.total().peak_bytes, ledger.kept()), (70, 40));
     }
 
     #[test]

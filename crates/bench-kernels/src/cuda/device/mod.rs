@@ -15,6 +15,7 @@ mod kernels;
 mod library;
 mod memory;
 pub mod nvrtc;
+mod pool;
 mod staging;
 
 use std::collections::HashMap;
@@ -33,6 +34,7 @@ pub use self::info::Info;
 pub use self::kernels::Resources;
 use self::kernels::{Kernels, Shape};
 pub use self::memory::{Buffer, Category, Pinned, Usage};
+pub use self::pool::Pool;
 use self::staging::Staging;
 use super::device_error::DeviceError;
 use super::{Gpu, GpuError};
@@ -145,19 +147,26 @@ impl Device {
         &self.inner.context.info
     }
 
-    /// Free and total bytes of the device's memory; what is not free may be other processes'.
+    /// Free and total bytes of the device's memory; what is not free may be other processes'. What pools keep counts as
+    /// free, since an allocation may have it.
     pub fn memory(&self) -> Result<(u64, u64), DeviceError> {
-        self.inner.context.memory()
+        let (free, total) = self.inner.context.memory()?;
+        Ok(((free + self.kept_bytes()).min(total), total))
     }
 
-    /// What this process holds of one kind.
+    /// What this process uses of one kind; what pools keep is no part of it.
     pub fn usage(&self, category: Category) -> Usage {
         self.inner.context.ledger.usage(category)
     }
 
-    /// What this process holds.
+    /// What this process uses.
     pub fn total_usage(&self) -> Usage {
         self.inner.context.ledger.total()
+    }
+
+    /// What pools keep for the next who wants it: in use by nobody, but not free for other processes either.
+    pub fn kept_bytes(&self) -> u64 {
+        self.inner.context.ledger.kept()
     }
 
     /// Peaks are from now on those of what comes.
@@ -174,6 +183,20 @@ impl Device {
         let buffer = Buffer::new(&self.inner.context, category, bytes)?;
         self.set_zero(buffer.address(), bytes)?;
         Ok(buffer)
+    }
+
+    /// Memory that is used again and again, without a call of the driver each time.
+    pub fn pool(&self) -> Pool {
+        Pool::new(&self.inner.context)
+    }
+
+    /// `bytes` of a pool of this device, whose contents are whatever was there.
+    ///
+    /// # Errors
+    /// As [`Device::buffer`].
+    pub fn buffer_of(&self, pool: &Pool, bytes: usize, category: Category) -> Result<Buffer, DeviceError> {
+        self.not_in_capture("an allocation")?;
+        pool.take(bytes, category)
     }
 
     /// Page-locked host memory, zeros.
