@@ -11,6 +11,7 @@ use bench_engine::config::ExpertDtype;
 use bench_engine::dummy::Dummy;
 use bench_engine::parity::{self, Options};
 use bench_engine::place::Place;
+use bench_engine::preflight::{self, Need};
 use bench_engine::sampling::{Sampler, SamplingParams};
 use bench_engine::{
     ActivationDtype, DenseDtype, ExpertMode, Hooks, KvDtype, LoadOptions, Model, Routing, Sequence,
@@ -28,16 +29,26 @@ pub(crate) struct Stub {
 /// Few multiprocessors, since the CPU has few: persistent kernels then have few blocks. Threads run in the order of
 /// `seed`.
 pub(crate) fn stub(seed: u64, memory_bytes: u64) -> Stub {
+    let gpu = Gpu { multiprocessors: 2, memory_bytes, ..Gpu::default() };
+    scripted(&Script { seed, devices: vec![gpu], ..Script::default() })
+}
+
+/// The first device of any script.
+pub(crate) fn scripted(script: &Script) -> Stub {
     static TURN: Mutex<()> = Mutex::new(());
     let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    let gpu = Gpu { multiprocessors: 2, memory_bytes, ..Gpu::default() };
-    let loaded = cuda_stub::preload(&Script { seed, devices: vec![gpu], ..Script::default() }).unwrap();
-    // The stub looks at no image.
-    let images = tempfile::tempdir().unwrap();
-    std::fs::write(images.path().join("all.sm_90a.cubin"), "stub").unwrap();
+    let loaded = cuda_stub::preload(script).unwrap();
+    let images = images();
     let driver = cuda_stub::library().unwrap();
     let files = Files { driver: Some(&driver), images: Some(images.path()) };
     Stub { place: Place::Cuda(Device::open_with(0, files).unwrap()), loaded, _turn: turn }
+}
+
+/// A folder of kernels: the stub looks at no image.
+pub(crate) fn images() -> tempfile::TempDir {
+    let images = tempfile::tempdir().unwrap();
+    std::fs::write(images.path().join("all.sm_90a.cubin"), "stub").unwrap();
+    images
 }
 
 pub(crate) const GIB: u64 = 1 << 30;
@@ -189,6 +200,55 @@ fn caches_have_the_bytes_of_the_hosts_and_tokens_are_chosen_on_the_device() {
         (chosen, bytes, routing)
     });
     assert_eq!(models[0], models[1]);
+}
+
+/// What preflight computes without a device is what the device's counters show, byte for byte.
+#[test]
+fn memory_is_what_preflight_said() {
+    let stub = stub(0, GIB);
+    let base = LoadOptions { place: stub.place.clone(), ..LoadOptions::default() };
+    let bf16 = LoadOptions { activation_dtype: ActivationDtype::Bf16, ..base.clone() };
+    let choices = [
+        ("gpt-oss-tiny", base.clone(), 1, 40, 8),
+        ("gpt-oss-tiny", bf16.clone(), 2, 50, 16),
+        ("gpt-oss-tiny", LoadOptions { expert_dtype: ExpertDtype::Bf16, ..bf16.clone() }, 3, 20, 9),
+        ("gpt-oss-tiny", LoadOptions { dense_dtype: DenseDtype::Q8_0, ..base }, 1, 20, 20),
+        ("dense-tiny", LoadOptions { dense_dtype: DenseDtype::Q8_0, ..bf16.clone() }, 2, 33, 16),
+        ("dense-tiny", bf16, 9, 6, 4),
+    ];
+    for (preset, options, batch, prompt, chunk) in choices {
+        let model = dummy(preset, &options);
+        let loaded = stub.place.meter().unwrap().usage();
+        let steps = 3;
+        let mut sequences: Vec<Sequence> = (0..batch).map(|_| model.sequence()).collect();
+        sequences.iter_mut().for_each(|s| s.reserve(prompt + steps));
+        let ids = vec![7_u32; prompt];
+        let mut running: Vec<&mut Sequence> = sequences.iter_mut().collect();
+        let (mut workspace, mut hooks) = (model.workspace(), Hooks::none());
+        let prompts = vec![ids.as_slice(); batch];
+        model.prefill_in(&mut workspace, &mut running, &prompts, chunk, &mut hooks).unwrap();
+        for _ in 0..steps {
+            model.decode_step_in(&mut workspace, &mut running, &vec![1; batch], &mut hooks).unwrap();
+        }
+        let need = Need { context_tokens: prompt + steps, batch, prefill_chunk: chunk, ..Need::of(&options) };
+        let expected = preflight::parts(model.config(), &need, 0);
+        let used = stub.place.meter().unwrap().usage();
+        assert_eq!(
+            [used.weights, used.kv_cache, used.activations, used.workspace].map(|part| part.live_bytes),
+            [expected.weights_bytes, expected.kv_bytes, expected.activation_bytes, expected.workspace_bytes],
+            "{preset} {options:?}"
+        );
+        // While it is loaded nothing else is held, and never more than was said.
+        assert_eq!(loaded.weights.live_bytes, expected.weights_bytes, "{preset} {options:?}");
+        let most = expected.weights_bytes + expected.workspace_bytes + expected.loading_bytes;
+        assert!(loaded.total.peak_bytes <= most, "{preset}: {} of {most}", loaded.total.peak_bytes);
+        assert!(used.total.peak_bytes <= expected.total_bytes(), "{preset} {options:?}");
+        drop(running);
+        drop((sequences, workspace, model));
+        let meter = stub.place.meter().unwrap();
+        assert_eq!(meter.usage().total.live_bytes, 0, "{preset}: all is given back");
+        meter.reset_peaks();
+    }
 }
 
 #[test]

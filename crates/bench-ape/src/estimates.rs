@@ -40,7 +40,7 @@ pub const METRICS: &[Metric] = &[
 
 const GIB: f64 = (1_u64 << 30) as f64;
 /// Of `peak_bytes`, best first: what the model takes on a device, then what else is known.
-const PEAK_SCOPES: [&str; 4] = ["gpu_process", "gpu_device", "process", "allocator"];
+const PEAK_SCOPES: [&str; 5] = ["gpu_process", "gpu_allocator", "gpu_device", "process", "allocator"];
 const MEDIAN: Stat = Stat::Quantile(0.5);
 
 /// What is known of one cell.

@@ -204,6 +204,9 @@ pub struct ReportArgs {
 pub struct DoctorArgs {
     /// `dummy:<preset>`, a folder, or a hub name that was downloaded
     pub model: Option<String>,
+    /// Where the model would run: `cpu`, `cuda` or `cuda:N` [default: cpu]
+    #[arg(long, value_parser = engine::parse_device, value_name = "DEVICE")]
+    pub device: Option<String>,
     /// Context that must fit
     #[arg(long, default_value_t = 4096, value_name = "TOKENS")]
     pub context: u32,
@@ -211,6 +214,13 @@ pub struct DoctorArgs {
     pub batch: u32,
     #[arg(long)]
     pub json: bool,
+}
+
+impl DoctorArgs {
+    /// Where the model would run.
+    pub fn device(&self) -> &str {
+        self.device.as_deref().unwrap_or("cpu")
+    }
 }
 
 #[derive(Debug, Args)]

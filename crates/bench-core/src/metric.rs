@@ -191,7 +191,8 @@ metrics! {
     KvFull "kv_full_bytes" "B" Neutral Cell "KV cache without windows"
         "kv_theory_bytes without the windows: what an engine that ignores them would need";
     KvRetained "kv_retained_bytes" "B" Lower Window "KV cache retained"
-        "measured, per batch: bytes allocated after the last token with the cache held - allocated before the prefill";
+        "measured, per batch: bytes allocated after the last token with the cache held - allocated before the prefill; on a \
+         GPU those of the cache alone";
     KvPerToken "kv_per_token_bytes" "B" Lower Cell "KV cache per token"
         "slope of kv_retained_bytes over the tokens in the cache, least squares over the mean of each context of this model, \
          batch, load and number of output tokens, of which there must be three; the same on each of their cells; for one \
@@ -200,15 +201,20 @@ metrics! {
         "slope of kv_theory_bytes over the same contexts, by the same least squares; with windows that is less than the \
          bytes of a token, and depends on the contexts";
     ActivationPeak "activation_peak_bytes" "B" Lower Window "Activation peak"
-        "measured, per batch: peak of the allocations during the batch - (allocated before + kv_retained_bytes)";
+        "measured, per batch: peak of the allocations during the batch - (allocated before + kv_retained_bytes); on a GPU the \
+         most bytes that forward passes work in, which are kept from batch to batch";
     PrefillPeak "prefill_peak_bytes" "B" Lower Window "Prefill peak"
-        "measured, per batch: most bytes allocated at once from before the prefill to the first token";
+        "measured, per batch: most bytes allocated at once from before the prefill to the first token, on the host or, \
+         for a model on a GPU, there";
     DecodePeak "decode_peak_bytes" "B" Lower Window "Decode peak"
-        "measured, per batch: most bytes allocated at once from the first token to the last";
+        "measured, per batch: most bytes allocated at once from the first token to the last, likewise";
     PeakBytes "peak_bytes" "B" Lower Window "Peak memory"
         "measured peak: scope `allocator` of the program's own allocations, `process` of its resident pages since \
          the trial began (of a process that runs one trial only, else missing), `gpu_process` and `gpu_device` of the \
-         largest reading of a GPU during a trial, by process and by all that use it; of several GPUs the sum of those";
+         largest reading of a GPU during a trial, by process and by all that use it; of several GPUs the sum of those; \
+         `gpu_allocator` of what the engine itself holds on a GPU, per batch, in parts `gpu_weights`, `gpu_kv_cache`, \
+         `gpu_activations` and `gpu_workspace`, whose peaks need not fall together, per trial as `gpu_trial`, and while the \
+         model was loaded as `gpu_loading` (of a process that runs one trial only)";
     RssAnon "rss_anon_bytes" "B" Neutral Window "Resident anonymous pages"
         "pages of the process that are its own (heap, stacks), after a batch";
     RssFile "rss_file_bytes" "B" Neutral Window "Resident file pages"
@@ -290,8 +296,8 @@ metrics! {
     ApeEnergy "ape_energy" "tok/J/B" Higher Cell "Tokens per joule per active parameter"
         "median tok_per_j / active parameters in 10^9, of each scope";
     ApeMemory "ape_memory" "tok/s/GiB" Higher Cell "Decode rate per memory"
-        "median decode_tok_s / largest peak_bytes in GiB: of the GPU process, else of the device, else of the process, else \
-         of the allocator, as the scope column says";
+        "median decode_tok_s / largest peak_bytes in GiB: of the GPU process, else of the engine's allocator there, else \
+         of the device, else of the process, else of the allocator, as the scope column says";
     ApeAccuracy "ape_accuracy" "1/B" Higher Cell "Accuracy per active parameter"
         "accuracy of the given file / active parameters in 10^9; the task stands in the scope column";
     ExpertsTouched "experts_touched" "1" Lower Cell "Experts touched"

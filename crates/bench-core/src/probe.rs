@@ -1,10 +1,10 @@
 //! What watches the machine beside a trial.
 //!
-//! Probes are handed to the run; the target does not know of them, but for the two moments within a repeat at which
-//! it lets the recorder read the heap.
+//! Probes are handed to the run; the target does not know of them, but for the moments within a repeat at which it lets
+//! the recorder read. A GPU is known to its target alone, which hands the recorder a probe of it.
 
 use crate::clock::Clock;
-use crate::memory::{Heap, ProcessMemory};
+use crate::memory::{DeviceHeap, Heap, ProcessMemory};
 use crate::power::{PowerDevice, PowerTrace};
 use crate::target::StopFlag;
 use std::sync::Arc;
@@ -23,6 +23,25 @@ pub trait MemoryProbe: Sync {
 
     /// The process's peak begins anew at what is in memory now, where the system lets us.
     fn reset_process_peak(&self);
+}
+
+/// Reads the counters of a GPU, and marks its queue. Nothing but `times_ms` waits for the GPU.
+pub trait DeviceProbe {
+    /// All memory that the device has.
+    fn device_bytes(&self) -> u64;
+
+    /// What this process holds, and the most since the peaks were reset. Takes nanoseconds.
+    fn heap(&self) -> DeviceHeap;
+
+    /// Peaks begin anew at what is held now.
+    fn reset_peaks(&self);
+
+    /// Puts a mark behind the work that was queued so far. Takes microseconds.
+    fn mark(&mut self);
+
+    /// Milliseconds from each mark to the next, on the device's clock; waits for the last. Empty where a mark could
+    /// not be made or read.
+    fn times_ms(&mut self) -> Vec<f64>;
 }
 
 /// When and for whom a power probe begins.

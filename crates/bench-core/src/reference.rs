@@ -64,7 +64,8 @@ prefill. The cache is in `generate_delta_alloc_mb`, and as `kv_retained_bytes` i
 (`kv_per_token_bytes`); `memory_efficiency` is `total_tokens / peak_alloc_mb`, in which the weights are counted.
   - `_mb` are MiB and `peak_memory_GB` are GiB. Allocated is what this program's allocator handed out, the median over \
 batches; it reserves nothing beside, and the heap is first read when the prompt's ids are at hand: `_reserved_mb`, \
-`baseline_*` and the differences to them are empty. So are shares of a GPU's memory: this memory is the machine's.
+`baseline_*` and the differences to them are empty. Of a model on a GPU it is the engine's allocator there, and shares are \
+of the GPU's memory; else they are empty, since the memory is the machine's.
   - `decode_tokens_per_second` and `TPOT_tokps` are the same rate, `gen_tokens` over the median time of a request, prefill \
 included: neither is a decode rate (`decode_tok_s`) nor a time. `total_tokens_per_second` counts the prompt's tokens too.
   - `energy_per_*_joules` are `avg_gpu_power_watts` over such a rate, prefill included and idle power not taken off; \

@@ -29,8 +29,8 @@ pub const COLUMNS: &[(&str, &str)] = &[
     (
         "scope",
         "what the figure covers where there are several of its kind: `gpu_board` (all of them), `gpu_board.0`, `cpu_package`, \
-         `dram`, `system` for energy; `allocator`, `process`, `gpu_process`, `gpu_device` for memory; the task of an \
-         accuracy; `all_experts` for what it were if every expert were read; else empty",
+         `dram`, `system` for energy; `allocator`, `process`, `gpu_process`, `gpu_device`, `gpu_allocator` and its parts \
+         (`gpu_weights`, `gpu_kv_cache`, ...) for memory; the task of an accuracy; `all_experts` for what it were if every expert were read; else empty",
     ),
     ("unit", "unit of `value`, `ci_low`, `ci_high` and `instrument_error`"),
     (
@@ -274,7 +274,7 @@ pub struct StudyCell {
     pub memory: Option<StudyMemory>,
 }
 
-/// Bytes by the program's allocator around a batch, each the median over the cell's batches.
+/// Bytes by the engine's allocator around a batch, on the host or on a GPU, each the median over the cell's batches.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct StudyMemory {
     /// Before the prefill, the prompt's ids at hand.
@@ -283,4 +283,6 @@ pub struct StudyMemory {
     pub held_bytes: f64,
     /// Most at once in between.
     pub peak_bytes: f64,
+    /// All memory of the GPU that these are bytes of; `None` for the machine's own.
+    pub device_bytes: Option<f64>,
 }

@@ -6,9 +6,9 @@
 use crate::client::{Calibration, ClientHealth, Scrape, ServerFacts};
 use crate::clock::Clock;
 use crate::event::{Event, EventKind};
-use crate::memory::MemoryTrace;
+use crate::memory::{DeviceHeap, GpuTrace, MemoryTrace};
 use crate::plan::{Cell, ModelPlan, Trial};
-use crate::probe::MemoryProbe;
+use crate::probe::{DeviceProbe, MemoryProbe};
 use crate::shape::{ExpertUse, ModelFacts, Touched};
 use crate::trace::RequestTrace;
 use crate::unit::Nanos;
@@ -32,6 +32,7 @@ pub struct Recorder<'a> {
     kv_allocated_bytes: Vec<Option<u64>>,
     probe: Option<&'a dyn MemoryProbe>,
     memory: MemoryTrace,
+    device: Option<Box<dyn DeviceProbe>>,
     experts: Option<ExpertUse>,
 }
 
@@ -45,6 +46,7 @@ impl<'a> Recorder<'a> {
             kv_allocated_bytes: vec![None; batch],
             probe: None,
             memory: MemoryTrace::default(),
+            device: None,
             experts: None,
         }
     }
@@ -62,16 +64,52 @@ impl<'a> Recorder<'a> {
         self
     }
 
+    /// The model runs on a GPU: reads that too, if memory is watched, beginning with what is there before the batch.
+    /// Called when the requests are stamped as sent.
+    pub fn watch_device(&mut self, mut device: Box<dyn DeviceProbe>) {
+        if self.probe.is_none() {
+            return;
+        }
+        device.mark();
+        let (device_bytes, before) = (device.device_bytes(), device.heap());
+        device.reset_peaks();
+        self.memory.device = Some(Box::new(GpuTrace { device_bytes, before, ..GpuTrace::default() }));
+        self.device = Some(device);
+    }
+
+    /// Marks the device's queue.
+    fn mark(&mut self) {
+        if let Some(device) = &mut self.device {
+            device.mark();
+        }
+    }
+
+    /// Reads the device's memory and hands it, with what is known of this repeat, to `keep`.
+    fn read_device(&mut self, keep: impl FnOnce(&mut GpuTrace, DeviceHeap)) {
+        if let (Some(device), Some(trace)) = (&self.device, &mut self.memory.device) {
+            keep(trace, device.heap());
+            device.reset_peaks();
+        }
+    }
+
     /// The target has stamped the first token of every request.
     pub fn prefilled(&mut self) {
+        self.mark();
+        self.read_device(|trace, heap| trace.first_token = Some(heap));
         if let Some(probe) = self.probe {
             self.memory.first_token = probe.heap();
             probe.reset_heap_peak();
         }
     }
 
+    /// The target has stamped the last token.
+    pub fn decoded(&mut self) {
+        self.mark();
+    }
+
     /// The target has stamped the last token and still holds its cache.
     pub fn held(&mut self) {
+        self.read_device(|trace, heap| trace.held = Some(heap));
         if let Some(probe) = self.probe {
             self.memory.held = probe.heap();
             probe.reset_heap_peak();
@@ -86,11 +124,18 @@ impl<'a> Recorder<'a> {
     /// Reads what is left when the target has returned, and hands over the readings of the machine; memory is
     /// `None` if nobody watched it.
     pub fn machine(&mut self) -> (Option<MemoryTrace>, Option<ExpertUse>) {
+        self.read_device(|trace, heap| trace.released = Some(heap));
+        if let (Some(mut device), Some(trace)) = (self.device.take(), &mut self.memory.device) {
+            // A batch that failed has no third mark.
+            if let [prefill_ms, decode_ms] = device.times_ms()[..] {
+                (trace.device_prefill_ms, trace.device_decode_ms) = (Some(prefill_ms), Some(decode_ms));
+            }
+        }
         if let Some(probe) = self.probe {
             self.memory.released = probe.heap();
             self.memory.process_after = probe.process();
         }
-        (self.probe.map(|_| self.memory), self.experts)
+        (self.probe.map(|_| std::mem::take(&mut self.memory)), self.experts)
     }
 
     pub fn now(&self) -> Nanos {
@@ -177,6 +222,11 @@ pub trait Target {
         false
     }
 
+    /// Why nothing more can run in this process, while another might go on: a device that was lost.
+    fn lost(&self) -> Option<String> {
+        None
+    }
+
     /// The process in which the model runs, where it is not this one.
     fn process(&self) -> Option<u32> {
         None
@@ -230,4 +280,77 @@ pub trait TrialSink {
     fn experts(&mut self, experts: ExpertUse);
     /// Requests in flight now, for those who watch; no more often than ten times a second.
     fn in_flight(&mut self, requests: u32);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::MonotonicClock;
+    use crate::memory::{Heap, ProcessMemory};
+    use std::cell::Cell as Count;
+
+    /// Each reading is one byte more than the last; times are 10 ms each.
+    #[derive(Default)]
+    struct Gpu {
+        readings: Count<u64>,
+        marks: usize,
+    }
+
+    impl DeviceProbe for Gpu {
+        fn device_bytes(&self) -> u64 {
+            99
+        }
+        fn heap(&self) -> DeviceHeap {
+            let n = self.readings.replace(self.readings.get() + 1);
+            DeviceHeap { total: Heap { live_bytes: n, peak_bytes: n }, ..DeviceHeap::default() }
+        }
+        fn reset_peaks(&self) {}
+        fn mark(&mut self) {
+            self.marks += 1;
+        }
+        fn times_ms(&mut self) -> Vec<f64> {
+            vec![10.0; self.marks.saturating_sub(1)]
+        }
+    }
+
+    struct Host;
+
+    impl MemoryProbe for Host {
+        fn heap(&self) -> Option<Heap> {
+            None
+        }
+        fn reset_heap_peak(&self) {}
+        fn process(&self) -> Option<ProcessMemory> {
+            None
+        }
+        fn reset_process_peak(&self) {}
+    }
+
+    /// A batch that goes as far as `decoded` says.
+    fn batch(probe: Option<&dyn MemoryProbe>, decoded: bool) -> Option<GpuTrace> {
+        let clock = MonotonicClock::default();
+        let mut recorder = Recorder::new(&clock, 1, 1).watching(probe, 3);
+        recorder.watch_device(Box::<Gpu>::default());
+        recorder.prefilled();
+        if decoded {
+            recorder.decoded();
+            recorder.held();
+        }
+        recorder.machine().0.and_then(|memory| memory.device).map(|device| *device)
+    }
+
+    #[test]
+    fn a_device_is_read_at_the_moments_of_a_batch_and_marked_at_its_edges() {
+        let live = |heap: Option<DeviceHeap>| heap.map(|heap| heap.total.live_bytes);
+        let whole = batch(Some(&Host), true).unwrap();
+        let moments = [Some(whole.before), whole.first_token, whole.held, whole.released];
+        assert_eq!(moments.map(live), [Some(0), Some(1), Some(2), Some(3)]);
+        assert_eq!((whole.device_bytes, whole.device_prefill_ms), (99, Some(10.0)));
+        assert_eq!(whole.device_decode_ms, Some(10.0));
+        // A batch that failed in its decode: no times, and no cache that was held.
+        let cut = batch(Some(&Host), false).unwrap();
+        assert_eq!([cut.first_token, cut.held, cut.released].map(live), [Some(1), None, Some(2)]);
+        assert_eq!((cut.device_prefill_ms, cut.device_decode_ms), (None, None));
+        assert_eq!(batch(None, true), None, "nobody watches");
+    }
 }

@@ -38,12 +38,15 @@ pub enum Reason {
     Overloaded { early: f64, late: f64 },
     /// Every expert was computed for every token, also those that the router did not choose: an ablation.
     AllExperts,
+    /// Host stamps of a phase and the device's own clock differ in `off` of `batches` batches; times are those of
+    /// the batch in which they differ most.
+    DeviceClock { off: u32, batches: u32, phase: String, host_ms: f64, device_ms: f64 },
 }
 
 impl Reason {
     /// A note tells how to read figures that may be believed.
     pub fn is_note(&self) -> bool {
-        matches!(self, Self::Overloaded { .. } | Self::AllExperts)
+        matches!(self, Self::Overloaded { .. } | Self::AllExperts | Self::DeviceClock { .. })
     }
 }
 
@@ -86,6 +89,11 @@ impl fmt::Display for Reason {
                 f,
                 "overloaded, or too short to settle: {early:.1} requests in flight in the second quarter of the \
                  schedule, {late:.1} in the last; latencies depend on the length of the run"
+            ),
+            Self::DeviceClock { off, batches, phase, host_ms, device_ms } => write!(
+                f,
+                "host and device disagree in {off} of {batches} batches: {phase} took {host_ms:.3} ms by the host's \
+                 stamps and {device_ms:.3} ms by the device's marks; the host was held up, or its clock is off"
             ),
         }
     }

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::place::DeviceMemory;
 use crate::preflight::gib;
 
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +49,9 @@ pub enum Error {
         context: usize,
         suggestion: String,
     },
+
+    #[error(transparent)]
+    DoesNotFitOn(Box<DoesNotFit>),
 
     #[cfg(feature = "cuda")]
     #[error(transparent)]
@@ -169,6 +173,36 @@ pub enum Error {
 }
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What is needed on a GPU, what is free there, and who has the rest.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{model} does not fit on {device}: it needs {required} (weights {weights}, KV cache {kv} for {batch} x {context} \
+     tokens, activations {activations}), {free} of {total} are free{others}; {suggestion}",
+    required = gib(*.required), weights = gib(*.weights), kv = gib(*.kv), activations = gib(*.activations),
+    free = gib(.memory.free_bytes), total = gib(.memory.total_bytes), others = held_by_others(*.others, .memory)
+)]
+pub struct DoesNotFit {
+    pub model: String,
+    pub device: String,
+    /// Bytes, as the next three.
+    pub required: u64,
+    pub weights: u64,
+    pub kv: u64,
+    pub activations: u64,
+    pub context: usize,
+    pub batch: usize,
+    pub memory: DeviceMemory,
+    /// Bytes of other processes, where they are much.
+    pub others: Option<u64>,
+    pub suggestion: String,
+}
+
+fn held_by_others(others: Option<u64>, memory: &DeviceMemory) -> String {
+    let said =
+        |bytes| format!(", {} of {} are in use by other processes", gib(bytes), gib(memory.total_bytes));
+    others.map_or_else(String::new, said)
+}
 
 /// Beginning and end of a text that may repeat what a hostile file says, at any length.
 pub(crate) fn excerpt(text: String) -> String {

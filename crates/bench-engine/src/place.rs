@@ -1,6 +1,9 @@
 //! Where a model runs: on the host's processor, or on a GPU.
 
+mod meter;
+
 use crate::error::{Error, Result};
+pub use meter::{Counter, DeviceMeter, DeviceUsage};
 
 /// Names that [`Place::open`] takes.
 pub const VALID: &str = "cpu, cuda (the first GPU), cuda:1 and so on";
@@ -19,6 +22,15 @@ pub enum Place {
 pub struct DeviceMemory {
     pub free_bytes: u64,
     pub total_bytes: u64,
+    /// Held by this process through this interface.
+    pub own_bytes: u64,
+}
+
+impl DeviceMemory {
+    /// What other processes hold, and the driver: at least some hundred megabytes where a device is open.
+    pub fn others_bytes(&self) -> u64 {
+        self.total_bytes.saturating_sub(self.free_bytes).saturating_sub(self.own_bytes)
+    }
 }
 
 /// The number of the GPU that `name` means; `None` for the host.
@@ -33,6 +45,41 @@ pub fn ordinal(name: &str) -> Result<Option<usize>> {
         Some(("cuda", number)) => number.parse().map(Some).map_err(|_| unknown()),
         _ => Err(unknown()),
     }
+}
+
+/// Whether [`Place::open`] would find the device `name`, as far as its driver tells without opening it.
+///
+/// # Errors
+/// As [`Place::open`], but for a device that is in use or has no kernels.
+pub fn check(name: &str) -> Result<()> {
+    match ordinal(name)? {
+        None => Ok(()),
+        #[cfg(feature = "cuda")]
+        Some(ordinal) => {
+            bench_kernels::cuda::device::check(ordinal).map(drop).map_err(crate::cuda::gpu_error)
+        }
+        #[cfg(not(feature = "cuda"))]
+        Some(_) => Err(Error::NoCuda { name: name.to_owned() }),
+    }
+}
+
+/// The GPUs there are, e.g. `cuda:0 (NVIDIA H200)`; none is opened.
+///
+/// # Errors
+/// Why none can be used.
+#[cfg(feature = "cuda")]
+pub fn gpus() -> Result<Vec<String>> {
+    let found = bench_kernels::cuda::device::devices().map_err(crate::cuda::gpu_error)?;
+    Ok(found.iter().map(bench_kernels::cuda::device::Info::label).collect())
+}
+
+/// None in this build.
+///
+/// # Errors
+/// Always.
+#[cfg(not(feature = "cuda"))]
+pub fn gpus() -> Result<Vec<String>> {
+    Err(Error::NoCuda { name: "cuda".to_owned() })
 }
 
 impl Place {
@@ -66,6 +113,33 @@ impl Place {
         }
     }
 
+    /// Name of the device for errors, e.g. `cuda:0 (NVIDIA H200)`; `None` for the host.
+    pub fn label(&self) -> Option<String> {
+        match self {
+            Self::Host => None,
+            #[cfg(feature = "cuda")]
+            Self::Cuda(device) => Some(device.info().label()),
+        }
+    }
+
+    /// Multiprocessors of a GPU; `None` for the host.
+    pub fn multiprocessors(&self) -> Option<u32> {
+        match self {
+            Self::Host => None,
+            #[cfg(feature = "cuda")]
+            Self::Cuda(device) => Some(device.info().multiprocessors),
+        }
+    }
+
+    /// The error after which nothing more can be done on a GPU, if there was one.
+    pub fn lost(&self) -> Option<Error> {
+        match self {
+            Self::Host => None,
+            #[cfg(feature = "cuda")]
+            Self::Cuda(device) => device.lost().map(crate::cuda::gpu_error),
+        }
+    }
+
     /// What a GPU's driver says of its memory; `None` for the host.
     ///
     /// # Errors
@@ -76,7 +150,8 @@ impl Place {
             #[cfg(feature = "cuda")]
             Self::Cuda(device) => {
                 let (free_bytes, total_bytes) = device.memory().map_err(crate::cuda::gpu_error)?;
-                Ok(Some(DeviceMemory { free_bytes, total_bytes }))
+                let own_bytes = device.total_usage().live_bytes;
+                Ok(Some(DeviceMemory { free_bytes, total_bytes, own_bytes }))
             }
         }
     }

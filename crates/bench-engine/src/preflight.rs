@@ -1,7 +1,8 @@
 //! Does it fit: what a model needs in memory against what the machine has, before anything is loaded.
 //!
-//! Arithmetic over the layout. Activations are the memory that forward passes of the CPU engine work in, which is
-//! kept from the first to the last of a batch. A refusal keeps a margin, a prediction does not.
+//! Arithmetic over the layout; no device is asked. Activations are the memory that forward passes work in, which is
+//! kept from the first to the last of a batch: of the CPU engine by a formula, on a GPU by the very plan by which it is
+//! cut. A refusal keeps a margin, a prediction does not.
 
 use bench_kernels::packed::PackedFormat;
 use bench_kernels::rows::IntPrecision;
@@ -9,10 +10,13 @@ use serde::Serialize;
 
 use crate::Error;
 use crate::config::{ExpertDtype, ModelConfig};
+#[cfg(feature = "cuda")]
+use crate::cuda::needs;
 use crate::dtype::Stored;
+use crate::error::DoesNotFit;
 use crate::layout::{self, Role, TensorSpec};
 use crate::model::{ActivationDtype, DenseDtype, ExpertMode, KvDtype, LoadOptions, MatmulPrecision};
-use crate::place::Place;
+use crate::place::{DeviceMemory, Place};
 use crate::system::available_memory;
 
 /// What is to be run.
@@ -31,6 +35,14 @@ pub struct Need {
     pub prefill_chunk: usize,
     /// Weights are mapped from files: they can be dropped and read again, but running so is slow.
     pub mapped: bool,
+    /// `None`: on the host.
+    pub gpu: Option<Gpu>,
+}
+
+/// What memory on a GPU depends on, beside the model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Gpu {
+    pub multiprocessors: u32,
 }
 
 impl Need {
@@ -47,10 +59,11 @@ impl Need {
             batch: 1,
             prefill_chunk: 1,
             mapped: false,
+            gpu: options.place.multiprocessors().map(|multiprocessors| Gpu { multiprocessors }),
         }
     }
 
-    fn stored(&self) -> Stored {
+    pub(crate) fn stored(&self) -> Stored {
         Stored { experts: self.expert_dtype, dense: self.dense_dtype }
     }
 }
@@ -76,12 +89,13 @@ pub struct Preflight {
 /// Holds `need` against `available` bytes (see [`crate::system::available_memory`]).
 pub fn check(config: &ModelConfig, need: &Need, available: Option<u64>) -> Preflight {
     let weights_bytes = layout::weights_bytes(config, need.stored());
-    let required_bytes = required(config, need);
+    let parts = parts(config, need, PROGRAM_BYTES);
+    let required_bytes = parts.total_bytes();
     let fits = available.is_none_or(|available| required_bytes <= available);
     Preflight {
         weights_bytes,
         kv_bytes: kv_bytes(config, need),
-        activation_bytes_estimate: activation_bytes(config, need),
+        activation_bytes_estimate: parts.activation_bytes + parts.workspace_bytes,
         required_bytes,
         available_bytes: available,
         fits,
@@ -111,6 +125,46 @@ pub fn require(name: &str, config: &ModelConfig, need: &Need, available: Option<
     }
 }
 
+/// [`require`] where the model is to run: on a GPU the refusal says who holds its memory.
+///
+/// # Errors
+/// [`Error::DoesNotFit`], [`Error::DoesNotFitOn`], a device that fails.
+pub fn require_at(name: &str, config: &ModelConfig, need: &Need, place: &Place) -> Result<(), Error> {
+    match (place.memory()?, place.label()) {
+        (Some(memory), Some(device)) => require_on(name, config, need, memory, device),
+        _ => require(name, config, need, available_memory()),
+    }
+}
+
+pub(crate) fn require_on(
+    name: &str,
+    config: &ModelConfig,
+    need: &Need,
+    memory: DeviceMemory,
+    device: String,
+) -> Result<(), Error> {
+    let preflight = check(config, need, Some(memory.free_bytes));
+    let Some(suggestion) = preflight.suggestion else { return Ok(()) };
+    let others = memory.others_bytes();
+    // The driver's own share is smaller.
+    let shared = others > memory.total_bytes / 10;
+    let helps = shared && preflight.required_bytes <= memory.free_bytes + others;
+    let end = if helps { "end them (nvidia-smi shows them), or take another device, or " } else { "" };
+    Err(Error::DoesNotFitOn(Box::new(DoesNotFit {
+        model: name.to_owned(),
+        device,
+        required: preflight.required_bytes,
+        weights: preflight.weights_bytes,
+        kv: preflight.kv_bytes,
+        activations: preflight.activation_bytes_estimate,
+        context: need.context_tokens,
+        batch: need.batch,
+        memory,
+        others: shared.then_some(others),
+        suggestion: format!("{end}{suggestion}"),
+    })))
+}
+
 /// Bytes that a model may take where it is to run; `None` where nobody tells.
 pub fn available(place: &Place) -> Option<u64> {
     match place.memory() {
@@ -131,16 +185,21 @@ pub fn gib(bytes: u64) -> String {
 
 /// The program itself where nobody measured it: code, tokenizer, stacks, buffers of the run. A process that has
 /// loaded the o200k tokenizer has about half of it in memory; the rest is the margin of a refusal.
-const PROGRAM_BYTES: u64 = 256 << 20;
+///
+/// On a GPU it is what the driver takes beyond what it is asked for: whole pages of 2 MiB, graphs, kernels. What its
+/// context takes is gone from what is free as soon as the device is open.
+pub const PROGRAM_BYTES: u64 = 256 << 20;
 
-/// What a process needs in memory, part by part.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+/// What a process needs in memory, on the host or on a GPU, part by part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct Parts {
     /// Vectors, which are widened to f32, with their four bytes.
     pub weights_bytes: u64,
     /// At the end of the context, windows honoured, no page in excess.
     pub kv_bytes: u64,
     pub activation_bytes: u64,
+    /// Tables that stand beside on a GPU: angles of all positions, addresses of pages.
+    pub workspace_bytes: u64,
     pub program_bytes: u64,
     /// Largest tensor that stands in memory twice for a moment while weights are packed: before there is a cache.
     pub loading_bytes: u64,
@@ -149,16 +208,23 @@ pub struct Parts {
 impl Parts {
     pub fn total_bytes(&self) -> u64 {
         let running = self.kv_bytes.saturating_add(self.activation_bytes).max(self.loading_bytes);
-        [self.weights_bytes, self.program_bytes, running].into_iter().fold(0, u64::saturating_add)
+        [self.weights_bytes, self.workspace_bytes, self.program_bytes, running]
+            .into_iter()
+            .fold(0, u64::saturating_add)
     }
 }
 
 /// Predicts what `need` takes, in a process that needs `program_bytes` for itself.
 pub fn parts(config: &ModelConfig, need: &Need, program_bytes: u64) -> Parts {
+    #[cfg(feature = "cuda")]
+    if let Some(gpu) = need.gpu {
+        return Parts { kv_bytes: kv_bytes(config, need), program_bytes, ..needs::parts(config, need, gpu) };
+    }
     Parts {
         weights_bytes: layout::weights_bytes(config, need.stored()) + widened_bytes(config),
         kv_bytes: kv_bytes(config, need),
         activation_bytes: activation_bytes(config, need),
+        workspace_bytes: 0,
         program_bytes,
         loading_bytes: loading_bytes(config, need),
     }
@@ -273,6 +339,12 @@ fn max_context_of(config: &ModelConfig, need: &Need, available: Option<u64>) -> 
     max_context(config, need, PROGRAM_BYTES, memory)
 }
 
+/// The largest smaller batch of this context that fits, if there is one.
+fn fitting_batch(config: &ModelConfig, need: &Need, available: Option<u64>) -> Option<usize> {
+    let fits = |batch| required(config, &Need { batch, ..*need }) <= available.unwrap_or(u64::MAX);
+    Some(largest(need.batch.checked_sub(1).filter(|n| *n > 0)?, fits)).filter(|n| *n > 0)
+}
+
 fn suggest(config: &ModelConfig, need: &Need, available: Option<u64>) -> String {
     let fits =
         |config: &ModelConfig, need: &Need| available.is_none_or(|free| required(config, need) <= free);
@@ -288,6 +360,8 @@ fn suggest(config: &ModelConfig, need: &Need, available: Option<u64>) -> String 
     let max_context = max_context_of(config, need, available);
     if max_context > 0 {
         ways.push(format!("a context of at most {max_context} tokens fits"));
+    } else if let Some(batch) = fitting_batch(config, need, available) {
+        ways.push(format!("a batch of at most {batch} fits"));
     } else {
         let fits_with = |n: &usize| config.clone().with_layers(*n).is_ok_and(|cut| fits(&cut, need));
         if let Some(n) = (1..config.num_hidden_layers).rev().find(fits_with) {
@@ -317,6 +391,7 @@ mod tests {
         batch: 1,
         prefill_chunk: 512,
         mapped: true,
+        gpu: None,
     };
 
     #[test]

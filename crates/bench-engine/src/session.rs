@@ -87,8 +87,8 @@ pub fn open_tokenizer(model: &ModelRef) -> Result<Tokenizer> {
 /// What can be refused before weights are read: an ablation that the model does not have, and what does not fit.
 fn require_memory(model: &str, source: &Source, options: &OpenOptions) -> Result<()> {
     options.load.expert_mode.check(&source.config)?;
-    let available = preflight::available(&options.load.place);
-    preflight::require(model, &source.config, &options.need(source.folder.is_some()), available)
+    let need = options.need(source.folder.is_some());
+    preflight::require_at(model, &source.config, &need, &options.load.place)
 }
 
 impl OpenOptions {

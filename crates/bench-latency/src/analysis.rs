@@ -4,6 +4,7 @@
 //! The one way from requests to estimates: `summarise` and `study_rows` are this with everything at hand.
 
 use crate::client::{Client, Measured, instrument_error};
+use crate::device::DeviceClock;
 use crate::life::{Known, Life};
 use crate::sample::{self, OPTIONAL, Setting};
 use crate::server::Server;
@@ -14,6 +15,7 @@ use crate::{Error, Result, study, summary};
 use bench_core::client::{Calibration, ClientHealth, Scrape};
 use bench_core::detail::{Distribution, MAX_STEPS, TokenTimeline};
 use bench_core::event::FailureKind;
+use bench_core::memory::MemoryTrace;
 use bench_core::metric::{Metric, Per};
 use bench_core::plan::{Cell, Plan, derive_seed};
 use bench_core::row::StudyLatencyRow;
@@ -36,6 +38,7 @@ pub struct Analysis<'a> {
     token_source: Option<TokenSource>,
     client: Client,
     server: Server,
+    device: DeviceClock,
     timelines: Timelines,
 }
 
@@ -80,6 +83,7 @@ impl<'a> Analysis<'a> {
             token_source: None,
             client: Client::default(),
             server: Server::default(),
+            device: DeviceClock::default(),
             timelines: Timelines::default(),
         }
     }
@@ -117,6 +121,7 @@ impl<'a> Analysis<'a> {
         self.windows.add(&life);
         self.timelines.add(request.slot, &life);
         self.evidence.add(self.plan, self.cell, &life);
+        self.device.add(&life);
         if let Some(kind) = life.failure() {
             *self.failures.entry(kind).or_default() += 1;
         } else {
@@ -135,6 +140,13 @@ impl<'a> Analysis<'a> {
     /// Takes in a reading of the server's metrics during the present trial.
     pub fn scrape(&mut self, scrape: &Scrape) {
         self.server.add(scrape);
+    }
+
+    /// Takes in the readings around a measured batch, whose requests were taken in: of a GPU there are times too.
+    pub fn memory(&mut self, trace: &MemoryTrace) {
+        if let Some(device) = &trace.device {
+            self.device.check(trace.repeat, device);
+        }
     }
 
     /// Bytes that are held for what was taken in so far.
@@ -186,7 +198,9 @@ impl<'a> Analysis<'a> {
             lag: lag_p99_ms.map(|p99_ms| (p99_ms, SCHEDULE_LAG_LIMIT_MS)),
         };
         let client = self.client.judge(calibration, measured);
-        let whole = Whole { build_is_debug, lag_p99_ms, growth: flights.growth, client: client.as_ref() };
+        let device = self.device.reason();
+        let whole =
+            Whole { build_is_debug, lag_p99_ms, growth: flights.growth, client: client.as_ref(), device };
         let verdict = self.evidence.judge(self.plan, self.cell, &whole);
         let token_source = self.token_source;
         Ok(Analyzed {

@@ -7,6 +7,7 @@
 
 mod analysis;
 mod client;
+mod device;
 mod flight;
 mod life;
 mod request;

@@ -11,6 +11,7 @@ use bench_core::unit::Nanos;
 use std::fmt::Write as _;
 
 mod detail;
+mod device;
 mod load;
 mod served;
 

@@ -90,6 +90,8 @@ pub(crate) struct Whole<'a> {
     pub(crate) lag_p99_ms: Option<f64>,
     pub(crate) growth: Option<Growth>,
     pub(crate) client: Option<&'a ClientVerdict>,
+    /// Host and device differ.
+    pub(crate) device: Option<Reason>,
 }
 
 impl Evidence {
@@ -149,6 +151,7 @@ impl Evidence {
         reasons.extend(whole.growth.and_then(overloaded));
         let mode = plan.model(&cell.model).map(|model| model.expert_mode);
         reasons.extend((mode == Some(ExpertMode::DenseAll)).then_some(Reason::AllExperts));
+        reasons.extend(whole.device.clone());
         Verdict { reasons }
     }
 }

@@ -3,6 +3,7 @@
 //! A reading that is not there is missing with a code of its reason, never 0. Slopes over several cells are
 //! `slope`'s matter.
 
+use crate::device;
 use crate::estimate::{Reading, Samples, of_cell};
 use crate::server::Held;
 use crate::slope::Point;
@@ -21,9 +22,9 @@ use std::collections::BTreeMap;
 /// Nobody counts the allocations of this program.
 const HEAP_NOT_COUNTED: &str = "heap_not_counted";
 /// The batch ended before the moment of the reading, or its target does not tell that moment.
-const MOMENT_NOT_REACHED: &str = "moment_not_reached";
+pub(crate) const MOMENT_NOT_REACHED: &str = "moment_not_reached";
 /// Less was allocated with the cache held than before the prefill: something else was freed meanwhile.
-const LESS_THAN_BEFORE: &str = "less_than_before";
+pub(crate) const LESS_THAN_BEFORE: &str = "less_than_before";
 const PROCESS_NOT_READABLE: &str = "process_not_readable";
 /// The process ran other trials before, and its peak may be theirs.
 const SHARED_PROCESS: &str = "shared_process";
@@ -40,8 +41,10 @@ pub struct Analysis<'a> {
     trial: u32,
     /// By metric and scope.
     samples: BTreeMap<(Metric, Option<String>), Samples>,
-    /// Bytes before, with the cache held, and at the peak of each batch that has all three.
+    /// Bytes before, with the cache held, and at the peak of each batch that has all three; where the model was.
     heaps: Vec<[u64; 3]>,
+    /// All memory of the GPU, where the model was on one.
+    device_bytes: Option<u64>,
     /// Any trace came from a target that tells the moments of a batch.
     moments: bool,
     peak: TrialPeak,
@@ -56,6 +59,8 @@ struct TrialPeak {
     own_process: bool,
     first: Option<ProcessMemory>,
     last: Option<ProcessMemory>,
+    /// Of a GPU, since the trial began and before its first batch.
+    on_gpu: Option<[Option<u64>; 2]>,
 }
 
 /// A memory figure of a device's sample.
@@ -81,6 +86,7 @@ impl<'a> Analysis<'a> {
             trial: 0,
             samples: BTreeMap::new(),
             heaps: Vec::new(),
+            device_bytes: None,
             moments: false,
             peak: TrialPeak::default(),
             held: Held::default(),
@@ -96,13 +102,31 @@ impl<'a> Analysis<'a> {
     /// Takes in the readings around a measured batch of the present trial.
     pub fn memory(&mut self, trace: &MemoryTrace) {
         self.moments |= trace.first_token.is_some() || trace.held.is_some();
-        self.heaps.extend(trace.before.zip(trace.held).map(|(before, held)| {
-            let peak =
-                trace.first_token.map_or(held.peak_bytes, |first| first.peak_bytes.max(held.peak_bytes));
+        // Of a model on a GPU the heap says only what the program itself takes.
+        let (before, first_token, held) = match trace.device.as_deref() {
+            Some(on_gpu) => {
+                self.device_bytes = Some(on_gpu.device_bytes);
+                let [first_token, held] = [on_gpu.first_token, on_gpu.held].map(|heap| heap.map(|h| h.total));
+                (Some(on_gpu.before.total), first_token, held)
+            }
+            None => (trace.before, trace.first_token, trace.held),
+        };
+        self.heaps.extend(before.zip(held).map(|(before, held)| {
+            let peak = first_token.map_or(held.peak_bytes, |first| first.peak_bytes.max(held.peak_bytes));
             [before.live_bytes, held.live_bytes, peak]
         }));
-        for (metric, scope, reading) in of_heap(trace) {
+        let of_host = of_heap(trace);
+        if let Some(on_gpu) = trace.device.as_deref() {
+            self.peak.on_gpu = Some([on_gpu.trial_peak_bytes, on_gpu.loading_peak_bytes]);
+            for (metric, scope, reading) in device::of_batch(on_gpu) {
+                self.push(metric, scope, trace.repeat, reading);
+            }
+            let [.., (metric, scope, reading)] = of_host;
             self.push(metric, scope, trace.repeat, reading);
+        } else {
+            for (metric, scope, reading) in of_host {
+                self.push(metric, scope, trace.repeat, reading);
+            }
         }
         let pages = |of: fn(&ProcessMemory) -> u64| {
             trace.process_after.as_ref().map(|p| of(p) as f64).ok_or(PROCESS_NOT_READABLE)
@@ -170,7 +194,7 @@ impl<'a> Analysis<'a> {
         }
         estimates.sort_by_key(|e| e.metric);
         let point = Point::new(self.cell, self.facts, retained, measured);
-        CellMemory { estimates, study: medians(&self.heaps), point }
+        CellMemory { estimates, study: medians(&self.heaps, self.device_bytes), point }
     }
 
     fn push(&mut self, metric: Metric, scope: Option<&str>, group: u32, reading: Reading) {
@@ -179,9 +203,14 @@ impl<'a> Analysis<'a> {
 
     /// The process's peak is one figure of a trial: it is that of the batches before, too.
     fn end_trial(&mut self) {
-        let TrialPeak { batches, own_process, first, last } = std::mem::take(&mut self.peak);
+        let TrialPeak { batches, own_process, first, last, on_gpu } = std::mem::take(&mut self.peak);
         if batches == 0 {
             return;
+        }
+        for (scope, bytes) in ["gpu_trial", "gpu_loading"].into_iter().zip(on_gpu.into_iter().flatten()) {
+            let reading = bytes.map(|bytes| bytes as f64);
+            // Loading is another trial's where the process is shared.
+            self.push(Metric::PeakBytes, Some(scope), self.trial, reading.ok_or(SHARED_PROCESS));
         }
         let reading = match last {
             _ if !own_process => Err(SHARED_PROCESS),
@@ -209,12 +238,13 @@ impl<'a> Analysis<'a> {
 }
 
 /// The study printed one reading of each; over several batches it is their median.
-fn medians(heaps: &[[u64; 3]]) -> Option<StudyMemory> {
+fn medians(heaps: &[[u64; 3]], device_bytes: Option<u64>) -> Option<StudyMemory> {
     let of = |which: usize| {
         let values = heaps.iter().map(|heap| heap[which] as f64).collect();
         Distribution::new(values).ok()?.quantile(0.5)
     };
-    Some(StudyMemory { before_bytes: of(0)?, held_bytes: of(1)?, peak_bytes: of(2)? })
+    let device_bytes = device_bytes.map(|bytes| bytes as f64);
+    Some(StudyMemory { before_bytes: of(0)?, held_bytes: of(1)?, peak_bytes: of(2)?, device_bytes })
 }
 
 fn is_of_heap(metric: Metric) -> bool {
@@ -222,7 +252,7 @@ fn is_of_heap(metric: Metric) -> bool {
     [KvRetained, ActivationPeak, PrefillPeak, DecodePeak].contains(&metric)
 }
 
-/// What the heap's readings around one batch come to.
+/// What the heap's readings around one batch come to; the last is all that is said of it for a model on a GPU.
 fn of_heap(trace: &MemoryTrace) -> [(Metric, Option<&'static str>, Reading); 5] {
     let MemoryTrace { before, first_token, held, .. } = trace;
     let missing = if before.is_none() { HEAP_NOT_COUNTED } else { MOMENT_NOT_REACHED };

@@ -2,7 +2,7 @@
 
 use crate::*;
 use bench_core::client::Scrape;
-use bench_core::memory::{Heap, MemoryTrace, ProcessMemory};
+use bench_core::memory::{DeviceHeap, GpuTrace, Heap, MemoryTrace, ProcessMemory};
 use bench_core::plan::{Cell, Plan};
 use bench_core::power::{DeviceTrace, PowerDevice, PowerReading, PowerSample, PowerScope, PowerTrace};
 use bench_core::sample::{Estimate, Stat};
@@ -178,6 +178,74 @@ fn a_batch_is_told_exactly() {
     // Nothing differs: the interval is the figure.
     let peak = cell.estimates.iter().find(|e| e.metric.def().key == "activation_peak_bytes").unwrap();
     assert_eq!(peak.interval.map(|i| (i.low, i.high)), Some((Some(700.0), Some(700.0))));
+}
+
+/// A batch on a GPU of 10,000 bytes: 5,000 of weights, an arena of 800 that is kept, `cache` bytes of cache.
+fn on_gpu(repeat: u32, cache: u64, trial_peak: u64) -> MemoryTrace {
+    let moment = |kv: u64, peak: u64| DeviceHeap {
+        weights: heap(5_000, 5_000),
+        kv_cache: heap(kv, cache),
+        activations: heap(800, 800),
+        workspace: heap(60, 60),
+        total: heap(5_860 + kv, peak),
+    };
+    let device = GpuTrace {
+        device_bytes: 10_000,
+        before: moment(0, 7_777),
+        first_token: Some(moment(cache, 5_860 + cache + 30)),
+        held: Some(moment(cache, 5_860 + cache)),
+        released: Some(moment(0, 5_860 + cache)),
+        trial_peak_bytes: Some(trial_peak),
+        loading_peak_bytes: Some(7_777),
+        ..GpuTrace::default()
+    };
+    MemoryTrace { device: Some(Box::new(device)), ..trace(repeat, 90) }
+}
+
+#[test]
+fn a_model_on_a_gpu_is_not_sought_in_the_heap() {
+    let plan = plan("prompt_tokens = [150]\noutput_tokens = [10]");
+    let mut analysis = Analysis::new(&plan, &plan.cells[0], None);
+    analysis.trial();
+    analysis.memory(&on_gpu(0, 300, 6_190));
+    analysis.memory(&on_gpu(1, 500, 6_390));
+    let cell = analysis.finish();
+    let told = told(&cell.estimates);
+    let (device, rest) = told.split_at(told.find("rss_anon").unwrap());
+    assert_eq!(
+        device,
+        "kv_retained_bytes 400 n 2\nactivation_peak_bytes 800 n 2\nprefill_peak_bytes 6290 n 2\n\
+         decode_peak_bytes 6260 n 2\npeak_bytes[allocator] 1790 n 2\npeak_bytes[gpu_activations] 800 n 2\n\
+         peak_bytes[gpu_allocator] 6290 n 2\npeak_bytes[gpu_kv_cache] 400 n 2\n\
+         peak_bytes[gpu_loading] 7777 n 1\npeak_bytes[gpu_trial] 6390 n 1\n\
+         peak_bytes[gpu_weights] 5000 n 2\npeak_bytes[gpu_workspace] 60 n 2\n\
+         peak_bytes[process] - n 0 missing 1 (shared_process: 1)\n"
+    );
+    assert!(!rest.contains("kv_") && !rest.contains("peak"), "{rest}");
+    let study = cell.study.unwrap();
+    assert_eq!(
+        (study.before_bytes, study.held_bytes, study.peak_bytes, study.device_bytes),
+        (5_860.0, 6_260.0, 6_290.0, Some(10_000.0))
+    );
+}
+
+#[test]
+fn a_batch_that_failed_on_a_gpu_has_no_peaks_but_its_prefills() {
+    let plan = plan("");
+    let mut analysis = Analysis::new(&plan, &plan.cells[0], None);
+    let mut failed = on_gpu(0, 300, 6_190);
+    let device = failed.device.as_deref_mut().unwrap();
+    (device.held, device.loading_peak_bytes) = (None, None);
+    analysis.memory(&failed);
+    let told = told(&analysis.finish().estimates);
+    for line in [
+        "kv_retained_bytes - n 0 missing 1 (moment_not_reached: 1)",
+        "prefill_peak_bytes 6190 n 1",
+        "peak_bytes[gpu_allocator] - n 0 missing 1 (moment_not_reached: 1)",
+        "peak_bytes[gpu_loading] - n 0 missing 1 (shared_process: 1)",
+    ] {
+        assert!(told.lines().any(|l| l == line), "{line}\n{told}");
+    }
 }
 
 #[test]

@@ -4,7 +4,7 @@
 
 use bench_core::clock::Clock;
 use bench_core::event::EventKind;
-use bench_core::memory::MemoryTrace;
+use bench_core::memory::{GpuTrace, MemoryTrace};
 use bench_core::plan::{Cell, Plan, Trial, derive_seed, short_hash};
 use bench_core::probe::MemoryProbe;
 use bench_core::target::{Recorder, Request, StopFlag, Target, TargetError, TrialSink};
@@ -32,6 +32,32 @@ struct Batch {
     prompt_hashes: Vec<String>,
 }
 
+/// What a GPU held at most, over the batches of one trial.
+#[derive(Default)]
+struct DevicePeaks {
+    /// Before the first batch: while the model was loaded, if this process began with the trial.
+    loading_bytes: Option<u64>,
+    /// Since the first batch began.
+    trial_bytes: Option<u64>,
+}
+
+impl DevicePeaks {
+    /// Takes in a batch, and tells it what is known of the trial.
+    fn take(&mut self, device: &mut GpuTrace, own_process: bool) {
+        let before = device.before.total;
+        let first = self.trial_bytes.is_none();
+        if first && own_process {
+            self.loading_bytes = Some(before.peak_bytes);
+        }
+        // Between two batches something may be held as well.
+        let since = if first { before.live_bytes } else { before.peak_bytes };
+        let moments = [device.first_token, device.held, device.released];
+        let peaks = moments.iter().flatten().map(|heap| heap.total.peak_bytes);
+        self.trial_bytes = self.trial_bytes.into_iter().chain([since]).chain(peaks).max();
+        (device.loading_peak_bytes, device.trial_peak_bytes) = (self.loading_bytes, self.trial_bytes);
+    }
+}
+
 impl Batches<'_> {
     /// Warm-up, then the measured batches, until `stop` is set or the sink takes no more.
     ///
@@ -42,8 +68,10 @@ impl Batches<'_> {
         if let Some(memory) = self.memory {
             memory.reset_process_peak();
         }
+        let mut peaks = DevicePeaks::default();
         for batch in batches {
-            if self.stop.is_set() || !self.batch(&batch, sink) {
+            // A device that is lost answers nothing more: what did not run is left for another process.
+            if self.stop.is_set() || !self.batch(&batch, &mut peaks, sink) || self.target.lost().is_some() {
                 break;
             }
         }
@@ -74,7 +102,7 @@ impl Batches<'_> {
     }
 
     /// The measured window, then what it brought; `false` when the sink takes no more.
-    fn batch(&mut self, batch: &Batch, sink: &mut dyn TrialSink) -> bool {
+    fn batch(&mut self, batch: &Batch, peaks: &mut DevicePeaks, sink: &mut dyn TrialSink) -> bool {
         let recorder = Recorder::new(self.clock, batch.requests.len(), self.cell.output_tokens as usize);
         let mut recorder = recorder.watching(self.memory, batch.repeat);
         let intended = recorder.now();
@@ -82,7 +110,10 @@ impl Batches<'_> {
             recorder.record_at(slot, intended, EventKind::Intended);
         }
         self.target.run(&batch.requests, &mut recorder, self.stop);
-        let (memory, experts) = recorder.machine();
+        let (mut memory, experts) = recorder.machine();
+        if let Some(device) = memory.as_mut().and_then(|memory| memory.device.as_deref_mut()) {
+            peaks.take(device, self.own_process);
+        }
         let of_requests = batch.requests.iter().zip(&batch.prompt_hashes);
         let mut wanted = true;
         for ((request, prompt_hash), (events, kv_allocated_bytes)) in of_requests.zip(recorder.into_parts()) {
@@ -106,5 +137,42 @@ impl Batches<'_> {
             }
         }
         wanted
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bench_core::memory::{DeviceHeap, Heap};
+
+    fn heap(live_bytes: u64, peak_bytes: u64) -> DeviceHeap {
+        DeviceHeap { total: Heap { live_bytes, peak_bytes }, ..DeviceHeap::default() }
+    }
+
+    fn batch(before: DeviceHeap, peak: u64) -> GpuTrace {
+        let moment = |peak| Some(heap(100, peak));
+        GpuTrace {
+            before,
+            first_token: moment(peak),
+            held: moment(peak - 1),
+            released: moment(peak - 2),
+            ..GpuTrace::default()
+        }
+    }
+
+    #[test]
+    fn a_trials_peak_grows_over_its_batches_and_leaves_loading_out() {
+        for (own_process, loading) in [(true, Some(900)), (false, None)] {
+            let mut peaks = DevicePeaks::default();
+            let mut of = |mut trace: GpuTrace| {
+                peaks.take(&mut trace, own_process);
+                (trace.loading_peak_bytes, trace.trial_peak_bytes)
+            };
+            assert_eq!(of(batch(heap(100, 900), 300)), (loading, Some(300)));
+            assert_eq!(of(batch(heap(100, 350), 200)), (loading, Some(350)), "held between two batches");
+            assert_eq!(of(batch(heap(100, 100), 500)), (loading, Some(500)));
+            // A batch that failed in its prefill.
+            assert_eq!(of(GpuTrace { before: heap(100, 120), ..GpuTrace::default() }), (loading, Some(500)));
+        }
     }
 }

@@ -1,7 +1,8 @@
 //! The run loop: trials in the plan's order, each warmed up at its own shape, measured and stored.
 //!
 //! Prompts are made before the measured window, files are written between requests. A failing request is an
-//! event, a failing model is recorded in its cells, and the rest go on; only a results folder that cannot be
+//! event, a failing model is recorded in its cells, and the rest go on; a target that cannot go on in this process
+//! (a lost device) ends the run inside its trial, so that it can be resumed; only a results folder that cannot be
 //! written ends a run with an error.
 
 use crate::batch::Batches;
@@ -46,6 +47,8 @@ pub struct RunOutcome {
     pub failed_requests: u64,
     /// The stop flag ended the run before its last trial.
     pub interrupted: bool,
+    /// Why the target could not go on in this process: the run ended inside a trial, the rest is left to a resumed one.
+    pub lost: Option<String>,
     /// Cells with a trial in which nothing succeeded, and why.
     pub cells_failed: BTreeMap<String, String>,
 }
@@ -91,6 +94,10 @@ impl Session<'_> {
             if !self.ctx.stop.is_set() {
                 self.make_ready(trial, &cell.model)?;
             }
+            self.outcome.lost = self.ctx.target.lost();
+            if self.outcome.lost.is_some() {
+                break;
+            }
             if !self.ctx.stop.is_set() {
                 self.calibrate(cell)?;
             }
@@ -99,6 +106,9 @@ impl Session<'_> {
                 break;
             }
             self.trial(trial, cell)?;
+            if self.outcome.lost.is_some() {
+                break;
+            }
         }
         Ok(self.outcome)
     }
@@ -164,7 +174,9 @@ impl Session<'_> {
         self.watch_power();
         let ran = self.measure(&mut writer, trial, cell);
         let power = self.power_of(cooled);
-        let complete = ran?;
+        let lost = self.ctx.target.lost();
+        // What a lost device answered is no result: the trial is to be run again.
+        let complete = ran? && lost.is_none();
         for note in self.ctx.target.notes() {
             self.ctx.observer.warning(&format!("{}: {note}", cell.id));
         }
@@ -175,9 +187,10 @@ impl Session<'_> {
         if complete {
             self.outcome.trials_done += 1;
             self.progress.trials_done += 1;
-        } else {
+        } else if lost.is_none() {
             self.outcome.interrupted = true;
         }
+        self.outcome.lost = lost;
         self.progress.elapsed = self.started.elapsed();
         self.ctx.observer.trial_finished(&self.progress, trial, complete);
         Ok(())

@@ -67,9 +67,18 @@ pub struct Device {
     pub compute_capability: [u32; 2],
     /// What `cuMemAlloc` may hand out in all. Host memory is used for what is handed out.
     pub memory_bytes: u64,
+    /// How much of it other processes hold.
+    pub others_bytes: u64,
     pub multiprocessors: u32,
     /// Dynamic shared memory that a block may have if its kernel asks for it.
     pub max_shared_bytes: u32,
+}
+
+impl Device {
+    /// What other processes leave.
+    pub(crate) fn free_bytes(&self) -> u64 {
+        self.memory_bytes.saturating_sub(self.others_bytes)
+    }
 }
 
 impl Default for Device {
@@ -80,6 +89,7 @@ impl Default for Device {
             uuid: *b"emulated-device0",
             compute_capability: [9, 0],
             memory_bytes: 4 << 30,
+            others_bytes: 0,
             multiprocessors: 132,
             max_shared_bytes: 227 * 1024,
         }

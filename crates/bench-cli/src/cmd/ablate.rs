@@ -126,6 +126,7 @@ impl Runner<'_> {
         for (cell, why) in &outcome.cells_failed {
             writeln!(io.err, "ossbench: cell {cell} failed: {why}")?;
         }
+        study::lost(&outcome, "the same command goes on with the run that was cut")?;
         Ok((folder.path().to_owned(), outcome))
     }
 }

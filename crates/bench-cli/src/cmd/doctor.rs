@@ -5,7 +5,8 @@ use crate::{CliError, Io};
 use bench_core::provenance::{Build, Machine};
 use bench_engine::config::ExpertDtype;
 use bench_engine::model::{ActivationDtype, LoadOptions};
-use bench_engine::preflight::{Need, Preflight, check, gib};
+use bench_engine::place::{self, Place};
+use bench_engine::preflight::{self, Need, Preflight, check, gib};
 use bench_engine::source::ModelRef;
 use bench_engine::system::{available_memory, free_disk};
 use bench_runner::provenance;
@@ -22,6 +23,8 @@ struct Findings {
     available_memory_bytes: Option<u64>,
     free_disk_bytes: Option<u64>,
     nvidia_driver: Option<String>,
+    /// GPUs that models can run on.
+    gpus: Vec<String>,
     kernels: String,
     model: Option<ModelFindings>,
     remarks: Vec<String>,
@@ -30,6 +33,9 @@ struct Findings {
 #[derive(Serialize)]
 struct ModelFindings {
     model: String,
+    /// `cpu`, `cuda:0`.
+    device: String,
+    available_bytes: Option<u64>,
     context_tokens: u32,
     batch: u32,
     fits: Vec<Fit>,
@@ -53,7 +59,8 @@ pub(crate) fn run(args: &DoctorArgs, io: &mut Io<'_>) -> Result<(), CliError> {
     }
     match &findings.model {
         Some(model) if model.fits.iter().all(|f| !f.preflight.fits) => {
-            Err(CliError::Gate(format!("{} does not fit on this machine", model.model)))
+            let place = if model.device == "cpu" { "this machine" } else { model.device.as_str() };
+            Err(CliError::Gate(format!("{} does not fit on {place}", model.model)))
         }
         _ => Ok(()),
     }
@@ -66,8 +73,10 @@ fn examine(args: &DoctorArgs) -> Result<Findings, CliError> {
         text.lines().next().map(|l| l.trim_start_matches("NVRM version:").trim().to_owned())
     });
     let model = args.model.as_deref().map(|name| fit(name, args)).transpose()?;
+    let gpus = place::gpus();
     Ok(Findings {
-        remarks: remarks(&machine, &build, nvidia_driver.as_deref()),
+        remarks: remarks(&machine, &build, nvidia_driver.as_deref(), &gpus),
+        gpus: gpus.unwrap_or_default(),
         available_memory_bytes: available_memory(),
         free_disk_bytes: free_disk(Path::new(".")),
         kernels: bench_engine::system::kernel_variant().to_owned(),
@@ -82,6 +91,8 @@ fn examine(args: &DoctorArgs) -> Result<Findings, CliError> {
 fn fit(name: &str, args: &DoctorArgs) -> Result<ModelFindings, CliError> {
     let model = ModelRef::parse(name)?;
     let config = model.config()?;
+    let place = Place::open(args.device())?;
+    let available = preflight::available(&place);
     let mut experts = vec![("native", ExpertDtype::Native)];
     if config.mxfp4 {
         experts.push(("bf16", ExpertDtype::Bf16));
@@ -89,8 +100,12 @@ fn fit(name: &str, args: &DoctorArgs) -> Result<ModelFindings, CliError> {
     let mut fits = Vec::new();
     for (expert_dtype, expert) in experts {
         for activation in [ActivationDtype::Bf16, ActivationDtype::F32] {
-            let options =
-                LoadOptions { expert_dtype: expert, activation_dtype: activation, ..LoadOptions::default() };
+            let options = LoadOptions {
+                expert_dtype: expert,
+                activation_dtype: activation,
+                place: place.clone(),
+                ..LoadOptions::default()
+            };
             let need = Need {
                 context_tokens: args.context as usize,
                 batch: args.batch as usize,
@@ -98,15 +113,27 @@ fn fit(name: &str, args: &DoctorArgs) -> Result<ModelFindings, CliError> {
                 mapped: !matches!(model, ModelRef::Dummy(_)),
                 ..Need::of(&options)
             };
-            let preflight = check(&config, &need, available_memory());
+            let preflight = check(&config, &need, available);
             fits.push(Fit { expert_dtype, activation_dtype: activation.name(), preflight });
         }
     }
-    Ok(ModelFindings { model: name.to_owned(), context_tokens: args.context, batch: args.batch, fits })
+    Ok(ModelFindings {
+        model: name.to_owned(),
+        device: args.device().to_owned(),
+        available_bytes: available,
+        context_tokens: args.context,
+        batch: args.batch,
+        fits,
+    })
 }
 
 /// What would make figures better, or is not there.
-fn remarks(machine: &Machine, build: &Build, nvidia: Option<&str>) -> Vec<String> {
+fn remarks(
+    machine: &Machine,
+    build: &Build,
+    nvidia: Option<&str>,
+    gpus: &Result<Vec<String>, bench_engine::Error>,
+) -> Vec<String> {
     let mut remarks = Vec::new();
     if build.debug {
         remarks.push("this is a debug build: its figures mean nothing, build with --release".to_owned());
@@ -125,11 +152,13 @@ fn remarks(machine: &Machine, build: &Build, nvidia: Option<&str>) -> Vec<String
         }
         None => remarks.push("the frequency governor cannot be read (virtual machine?)".to_owned()),
     }
-    if nvidia.is_none() {
-        remarks.push("no NVIDIA driver found: models run on the CPU".to_owned());
-    } else {
-        remarks.push("this build runs models on the CPU; the GPU is not used".to_owned());
-    }
+    remarks.push(match (gpus, nvidia) {
+        (Ok(gpus), _) => {
+            format!("models run on the CPU unless a GPU is asked for by --device: {}", gpus.join(", "))
+        }
+        (Err(_), None) => "no NVIDIA driver found: models run on the CPU".to_owned(),
+        (Err(error), Some(_)) => format!("models run on the CPU, no GPU can be used: {error}"),
+    });
     remarks
 }
 
@@ -163,8 +192,12 @@ fn print(findings: &Findings, out: &mut dyn Write) -> Result<(), CliError> {
 fn print_model(model: &ModelFindings, out: &mut dyn Write) -> Result<(), CliError> {
     writeln!(
         out,
-        "\n{} with {} tokens of context, batch {}",
-        model.model, model.context_tokens, model.batch
+        "\n{} with {} tokens of context, batch {}, on {} ({} free)",
+        model.model,
+        model.context_tokens,
+        model.batch,
+        model.device,
+        model.available_bytes.map_or("unknown".to_owned(), gib)
     )?;
     writeln!(
         out,

@@ -16,7 +16,7 @@ use bench_engine::config::ModelConfig;
 use bench_engine::preflight::{self, Need, Parts};
 use bench_engine::session;
 use bench_engine::source::ModelRef;
-use bench_engine::system::{available_memory, resident_memory};
+use bench_engine::system::resident_memory;
 use serde::Serialize;
 use std::io::Write;
 use verify::Verified;
@@ -28,6 +28,8 @@ const CONTEXT: usize = 4096;
 #[derive(Serialize)]
 struct Fit {
     model: String,
+    /// `cpu`, `cuda:0`.
+    device: String,
     memory_bytes: u64,
     activation_dtype: &'static str,
     expert_dtype: &'static str,
@@ -59,6 +61,8 @@ struct Question<'a> {
     config: ModelConfig,
     need: Need,
     memory_bytes: u64,
+    /// Free where the model would run; `None` where nobody tells.
+    available_bytes: Option<u64>,
     program_bytes: u64,
 }
 
@@ -73,6 +77,7 @@ pub(crate) fn run(args: &FitArgs, io: &mut Io<'_>) -> Result<(), CliError> {
     };
     let fit = Fit {
         model: args.model.clone(),
+        device: args.engine.device().to_owned(),
         memory_bytes: question.memory_bytes,
         activation_dtype: question.need.activation_dtype.name(),
         expert_dtype: question.need.expert_dtype.name(),
@@ -107,7 +112,8 @@ impl<'a> Question<'a> {
             let problem = format!("is beyond {limit}, the model's max_position_embeddings");
             return Err(CliError::Usage(format!("--context {} {problem}", args.context.unwrap_or(0))));
         }
-        let memory_bytes = args.memory.or_else(available_memory).ok_or_else(|| {
+        let available_bytes = preflight::available(&options.place);
+        let memory_bytes = args.memory.or(available_bytes).ok_or_else(|| {
             CliError::Usage("the system does not say how much memory it has: give --memory".to_owned())
         })?;
         let need = Need {
@@ -116,8 +122,10 @@ impl<'a> Question<'a> {
             mapped: !matches!(model, ModelRef::Dummy(_)),
             ..Need::of(&options)
         };
-        let program_bytes = program_bytes(&model)?;
-        Ok(Self { args, config, need, memory_bytes, program_bytes })
+        // On a GPU stands only what the driver takes beside.
+        let program_bytes =
+            if need.gpu.is_some() { preflight::PROGRAM_BYTES } else { program_bytes(&model)? };
+        Ok(Self { args, config, need, memory_bytes, available_bytes, program_bytes })
     }
 
     fn largest(&self, context_tokens: usize, batch: usize, at_limit: bool) -> Largest {
@@ -154,14 +162,15 @@ impl<'a> Question<'a> {
     fn too_small(&self, context_tokens: usize, batch: usize) -> CliError {
         let Largest { parts, total_bytes, .. } = self.largest(context_tokens, batch, false);
         CliError::Gate(format!(
-            "{} does not fit in {}: a context of {context_tokens} with batch {batch} needs {} ({} weights, {} KV \
-             cache, {} activations, {} program); give more --memory, fewer --layers, or a smaller model",
+            "{} does not fit in {} on {}: a context of {context_tokens} with batch {batch} needs {} ({} weights, {} \
+             KV cache, {} activations, {} program); give more --memory, fewer --layers, or a smaller model",
             self.args.model,
             size(self.memory_bytes),
+            self.args.engine.device(),
             size(total_bytes),
             size(parts.weights_bytes),
             size(parts.kv_bytes),
-            size(parts.activation_bytes),
+            size(parts.activation_bytes + parts.workspace_bytes),
             size(parts.program_bytes),
         ))
     }
@@ -189,9 +198,9 @@ fn size(bytes: u64) -> String {
 }
 
 fn print(fit: &Fit, out: &mut dyn Write) -> Result<(), CliError> {
-    let Fit { model, activation_dtype, expert_dtype, dense_dtype, kv_dtype, prefill_chunk, .. } = fit;
+    let Fit { model, device, activation_dtype, expert_dtype, dense_dtype, kv_dtype, prefill_chunk, .. } = fit;
     let all = if fit.expert_mode == ExpertMode::DenseAll.name() { " (all computed)" } else { "" };
-    writeln!(out, "{model} in {}, predicted", size(fit.memory_bytes))?;
+    writeln!(out, "{model} in {} on {device}, predicted", size(fit.memory_bytes))?;
     writeln!(
         out,
         "activations {activation_dtype}, KV cache {kv_dtype}, experts {expert_dtype}{all}, attention and \
@@ -209,7 +218,7 @@ fn print(fit: &Fit, out: &mut dyn Write) -> Result<(), CliError> {
             "{name:<16} {context_tokens:>8} {batch:>7} {:>10} {:>10} {:>11} {:>10} {:>10}",
             size(parts.weights_bytes),
             size(parts.kv_bytes),
-            size(parts.activation_bytes),
+            size(parts.activation_bytes + parts.workspace_bytes),
             size(parts.program_bytes),
             size(*total_bytes)
         )?;

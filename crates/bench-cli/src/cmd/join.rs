@@ -182,7 +182,10 @@ impl<'a> Readers<'a> {
                 latency.scrape(scrape);
                 memory.scrape(scrape);
             }
-            Stored::Memory(trace) => memory.memory(trace),
+            Stored::Memory(trace) => {
+                latency.memory(trace);
+                memory.memory(trace);
+            }
             Stored::Experts(experts) => routing.add(experts),
             Stored::Power(power) => {
                 memory.power(power);

@@ -4,14 +4,15 @@ use super::{effective, print_study, study};
 use crate::args::MemoryArgs;
 use crate::{CliError, Io};
 use bench_core::spec::{self, ModelTable, RunSpec, RunTable, WorkloadTable};
-use bench_engine::preflight::{self, Need, gib};
+use bench_engine::LoadOptions;
+use bench_engine::place::Place;
+use bench_engine::preflight::{self, Gpu, Need, gib};
 use bench_engine::source::ModelRef;
-use bench_engine::system::available_memory;
 use bench_runner::shape::load_options;
 
 pub(crate) fn run(args: &MemoryArgs, command: &[String], io: &mut Io<'_>) -> Result<(), CliError> {
     let mut notes = Vec::new();
-    let spec = spec(args, available_memory(), &mut notes)?;
+    let spec = spec(args, Room::of(args.engine.device())?, &mut notes)?;
     if args.print_study {
         return print_study(&spec, &notes, io);
     }
@@ -19,8 +20,27 @@ pub(crate) fn run(args: &MemoryArgs, command: &[String], io: &mut Io<'_>) -> Res
     study::run(&study::Study::new(plan, spec_toml, &args.common, command), io)
 }
 
-/// The study that the flags make; `available` is what the machine has, in bytes.
-fn spec(args: &MemoryArgs, available: Option<u64>, notes: &mut Vec<String>) -> Result<RunSpec, CliError> {
+/// The memory that models may take.
+#[derive(Debug, Clone, Copy)]
+struct Room {
+    /// `None` where nobody tells.
+    available_bytes: Option<u64>,
+    /// `None`: of the host.
+    gpu: Option<Gpu>,
+}
+
+impl Room {
+    /// The device is closed again: each trial opens it in its own process.
+    fn of(device: &str) -> Result<Self, CliError> {
+        let place = Place::open(device)?;
+        let available_bytes = preflight::available(&place);
+        let gpu = Need::of(&LoadOptions { place, ..LoadOptions::default() }).gpu;
+        Ok(Self { available_bytes, gpu })
+    }
+}
+
+/// The study that the flags make, in so much memory.
+fn spec(args: &MemoryArgs, room: Room, notes: &mut Vec<String>) -> Result<RunSpec, CliError> {
     let prompts = args
         .context_lengths
         .iter()
@@ -53,7 +73,7 @@ fn spec(args: &MemoryArgs, available: Option<u64>, notes: &mut Vec<String>) -> R
         ..RunSpec::default()
     };
     for id in &args.models {
-        let limit = largest_context(args, id, available)?;
+        let limit = largest_context(args, id, room)?;
         for context in args.context_lengths.iter().filter(|context| **context > limit.tokens) {
             notes.push(format!("{id}: a context of {context} tokens is refused: {}", limit.reason));
         }
@@ -74,7 +94,7 @@ struct Limit {
 }
 
 /// The largest context at the largest batch, by preflight: bounded by the model itself, or by memory.
-fn largest_context(args: &MemoryArgs, id: &str, available: Option<u64>) -> Result<Limit, CliError> {
+fn largest_context(args: &MemoryArgs, id: &str, room: Room) -> Result<Limit, CliError> {
     let options = load_options(args.engine.dtypes(), args.engine.layers);
     let model = ModelRef::parse(id)?;
     let mut config = model.config()?;
@@ -87,16 +107,18 @@ fn largest_context(args: &MemoryArgs, id: &str, available: Option<u64>) -> Resul
         batch: args.batch.iter().copied().max().unwrap_or(1) as usize,
         prefill_chunk: args.prefill_chunk.unwrap_or(512) as usize,
         mapped: !matches!(model, ModelRef::Dummy(_)),
+        gpu: room.gpu,
         ..Need::of(&options)
     };
-    let checked = preflight::check(&config, &need, available);
+    let checked = preflight::check(&config, &need, room.available_bytes);
     let of_model = config.max_position_embeddings;
     let reason = if checked.max_context_tokens >= of_model {
         format!("the model has {of_model} positions (max_position_embeddings)")
     } else {
-        let free = available.map_or_else(|| "unknown".to_owned(), gib);
+        let free = room.available_bytes.map_or_else(|| "unknown".to_owned(), gib);
         let most = checked.max_context_tokens;
-        format!("at most {most} tokens fit in the {free} of memory that are free, at batch {}", need.batch)
+        let whose = if room.gpu.is_some() { "the GPU's memory" } else { "memory" };
+        format!("at most {most} tokens fit in the {free} of {whose} that are free, at batch {}", need.batch)
     };
     Ok(Limit { tokens: u32::try_from(checked.max_context_tokens).unwrap_or(u32::MAX), reason })
 }
@@ -111,7 +133,8 @@ mod tests {
         let cli = crate::args::Cli::try_parse_from(line.split(' ')).unwrap();
         let crate::args::Command::Memory(args) = cli.command else { panic!("memory") };
         let mut notes = Vec::new();
-        (spec(&args, Some(available), &mut notes), notes)
+        let room = Room { available_bytes: Some(available), gpu: None };
+        (spec(&args, room, &mut notes), notes)
     }
 
     #[test]

@@ -223,6 +223,7 @@ impl Searcher<'_> {
         let mut folder = study::open_folder(study)?;
         writeln!(io.err, "results go to {}", folder.path().display())?;
         let outcome = study::measure(study, secrets, self.mode, &mut meters, &mut folder, io)?;
+        study::lost(&outcome, "the same command goes on where this one ended")?;
         Ok((folder.path().to_owned(), outcome))
     }
 

@@ -74,6 +74,10 @@ pub(crate) fn refuse_debug_build(debug: bool, allowed: bool) -> Result<(), CliEr
 }
 
 pub(crate) fn open_folder(study: &Study) -> Result<RunFolder, CliError> {
+    if study.plan.target.kind == TargetKind::Engine {
+        // A device that is not there leaves no folder behind.
+        bench_engine::place::check(&study.plan.target.device)?;
+    }
     let provenance = provenance::gather(&study.plan, &study.command);
     let results = &study.common.paths.results;
     match &study.resume {
@@ -139,6 +143,18 @@ pub(crate) fn measure(
     Ok(outcome?)
 }
 
+/// Whether a run ended because its target could not go on; `how` it may be gone on with.
+///
+/// # Errors
+/// It did.
+pub(crate) fn lost(outcome: &RunOutcome, how: &str) -> Result<(), CliError> {
+    let Some(why) = &outcome.lost else { return Ok(()) };
+    let done = outcome.trials_done + outcome.trials_skipped;
+    Err(CliError::Failed(format!(
+        "the run ended early: {why}; what was finished is kept ({done} trials); {how}"
+    )))
+}
+
 /// Analyzes and reports what there is, then says how the run ended.
 fn conclude(study: &Study, run_id: &str, outcome: &RunOutcome, io: &mut Io<'_>) -> Result<(), CliError> {
     let paths = &study.common.paths;
@@ -154,9 +170,11 @@ fn conclude(study: &Study, run_id: &str, outcome: &RunOutcome, io: &mut Io<'_>) 
         let how = "what was finished is kept; go on with --resume";
         return Err(CliError::Interrupted(format!("stopped by Ctrl-C, {how} {run_id}")));
     }
-    for (cell, why) in &outcome.cells_failed {
+    // What ended the run is told once, at its end.
+    for (cell, why) in outcome.cells_failed.iter().filter(|(_, why)| Some(*why) != outcome.lost.as_ref()) {
         writeln!(io.err, "ossbench: cell {cell} failed: {why}")?;
     }
+    lost(outcome, &format!("go on with --resume {run_id}"))?;
     if outcome.cells_failed.len() == study.plan.cells.len() {
         return Err(CliError::Failed("every cell failed, see above".to_owned()));
     }

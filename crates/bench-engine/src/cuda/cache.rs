@@ -17,6 +17,16 @@ const PAGE: usize = crate::cache::PAGE;
 /// What tells one state of a cache's pages from all others.
 static STATES: AtomicU64 = AtomicU64::new(1);
 
+/// Pages of a layer that a table has room for, where one has `most`.
+fn capacity(most: usize) -> usize {
+    most.next_power_of_two().max(4)
+}
+
+/// Bytes of the table of `layers` layers of which one has `most` pages.
+pub(super) fn table_bytes(layers: usize, most: usize) -> usize {
+    layers * capacity(most) * size_of::<u64>()
+}
+
 struct LayerPages {
     slots: Slots,
     pages: Vec<Buffer>,
@@ -98,8 +108,8 @@ impl DeviceCache {
     fn write_table(&mut self) -> Result<()> {
         let most = self.layers.iter().map(|l| l.pages.len()).max().unwrap_or(0);
         if most > self.capacity {
-            self.capacity = most.next_power_of_two().max(4);
-            let bytes = self.layers.len() * self.capacity * size_of::<u64>();
+            self.capacity = capacity(most);
+            let bytes = table_bytes(self.layers.len(), most);
             let table = self.device.buffer_of(&self.pool, bytes, Category::Workspace).map_err(gpu_error)?;
             self.table = Some(table);
         }

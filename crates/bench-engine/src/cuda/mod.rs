@@ -9,6 +9,7 @@ mod decode;
 mod forward;
 mod launch;
 mod load;
+pub(crate) mod needs;
 mod offer;
 mod run;
 mod workspace;

@@ -100,7 +100,7 @@ pub(crate) struct Places {
 
 impl Places {
     /// Cuts memory that begins at `base`; also its size in bytes.
-    fn cut(base: u64, shape: &Shape, size: Size) -> (Self, usize) {
+    pub(super) fn cut(base: u64, shape: &Shape, size: Size) -> (Self, usize) {
         let mut at = base;
         let mut take = |bytes: usize| {
             let place = at;

@@ -116,22 +116,29 @@ fn slopes(study: &Study) -> Vec<String> {
     parts
 }
 
-/// Scopes of a peak, the nearest to the device first; the allocator's only where there is no other.
-const SCOPES: [(&str, &str); 4] = [
+/// Scopes of a peak, the nearest to the device first.
+static SCOPES: [(&str, &str); 5] = [
     ("gpu_process", "GPU memory of the process"),
     ("gpu_device", "GPU memory of the device"),
+    (ON_GPU, "allocated on the GPU by the engine"),
     ("process", "memory of the process (RSS)"),
     ("allocator", "allocated by the engine"),
 ];
+/// There is one where the model was on a GPU: what the process takes on the host is then not the model's.
+const ON_GPU: &str = "gpu_allocator";
+
+/// Those to be shown of the scopes for which there is a figure: the host allocator's only where there is no other.
+fn scopes(has: impl Fn(&str) -> bool) -> Vec<&'static (&'static str, &'static str)> {
+    let of = |range: std::ops::Range<usize>| SCOPES[range].iter().filter(|s| has(s.0)).collect::<Vec<_>>();
+    let near = if has(ON_GPU) { of(0..3) } else { of(0..4) };
+    if near.is_empty() { of(4..5) } else { near }
+}
 
 /// The peak of each scope that there is, above the weights.
 pub(super) fn peak(study: &Study) -> Chart {
     let figure = |c: &Cell, scope: &str| c.figure(Metric::PeakBytes, scope, Stat::Max);
     let has = |scope: &str| study.cells.iter().any(|c| figure(c, scope).value.is_some());
-    let mut scopes: Vec<_> = SCOPES[..3].iter().filter(|s| has(s.0)).collect();
-    if scopes.is_empty() {
-        scopes.extend(SCOPES[3..].iter().filter(|s| has(s.0)));
-    }
+    let scopes = scopes(has);
     let all = scopes.iter().flat_map(|s| study.cells.iter().filter_map(move |c| figure(c, s.0).value));
     let unit = Unit::of(all.fold(0.0, f64::max));
     let mut chart = Chart {

@@ -78,7 +78,7 @@ const SOURCES: [Source; 5] = [
     Source {
         metric: Metric::PeakBytes,
         stat: "max",
-        scopes: &["gpu_process", "gpu_device", "process", "allocator"],
+        scopes: &["gpu_process", "gpu_allocator", "gpu_device", "process", "allocator"],
         factor: MIB,
         missing: "not measured",
         column: Column { name: "Peak memory", rest: "max (MiB)", tip: "Peak memory, largest (MiB)" },

@@ -91,8 +91,8 @@ impl<'a> Single<'a> {
         self.run.provenance.as_ref()?.models.get(&self.study.cell.model)
     }
 
-    /// By this program's allocator, which reserves nothing that it does not hand out, on a machine's memory
-    /// and not on a GPU's; the heap was not read before the prompt was tokenized.
+    /// By the engine's allocator, which reserves nothing that it does not hand out; the heap was not read before
+    /// the prompt was tokenized.
     fn memory(&self) -> Option<Memory> {
         let measured = self.study.memory?;
         let mib = |bytes: f64| Mib { alloc: Some(bytes / MIB), reserved: None };
@@ -103,7 +103,7 @@ impl<'a> Single<'a> {
             after_tokenize: mib(measured.before_bytes),
             after_generate: mib(measured.held_bytes),
             peak: mib(measured.peak_bytes),
-            total_gpu_mb: None,
+            total_gpu_mb: measured.device_bytes.map(|bytes| bytes / MIB),
         })
     }
 

@@ -2,6 +2,7 @@
 //!
 //! A thin adapter. What the engine computes, and whether a model fits in memory, is known to `bench-engine`.
 
+mod device;
 mod generate;
 mod load;
 
@@ -11,6 +12,7 @@ use bench_core::shape::ModelFacts;
 use bench_core::target::{Recorder, Request, StopFlag, Target, TargetError};
 use bench_engine::place::Place;
 use bench_engine::{Exec, system};
+use device::Meter;
 use generate::generate;
 use load::{Key, Loaded};
 
@@ -32,6 +34,14 @@ impl EngineTarget {
     /// A device that the engine does not run on, or threads that cannot be started.
     pub fn new(plan: &Plan) -> Result<Self, TargetError> {
         let place = Place::open(&plan.target.device).map_err(|e| TargetError(e.to_string()))?;
+        Self::at(plan, place)
+    }
+
+    /// As [`EngineTarget::new`] on a device that is open already, whatever the plan names.
+    ///
+    /// # Errors
+    /// Threads that cannot be started.
+    pub fn at(plan: &Plan, place: Place) -> Result<Self, TargetError> {
         let threads = plan.target.threads.map(|t| t as usize);
         let exec = system::exec(threads, plan.target.pin_threads).map_err(|e| TargetError(e.to_string()))?;
         Ok(Self { plan: plan.clone(), exec, place, loaded: Vec::new(), sampling: None })
@@ -69,6 +79,10 @@ impl Target for EngineTarget {
         Ok(Some(self.current()?.facts.clone()))
     }
 
+    fn lost(&self) -> Option<String> {
+        self.place.lost().map(|error| error.to_string())
+    }
+
     fn prompt(&mut self, cell: &Cell, index: u64, warmup: bool) -> Result<Vec<u32>, TargetError> {
         let loaded = self.current()?;
         let limit = loaded.model.config().max_position_embeddings;
@@ -88,6 +102,9 @@ impl Target for EngineTarget {
     fn run(&mut self, requests: &[Request], recorder: &mut Recorder<'_>, stop: &StopFlag) {
         for slot in 0..requests.len() {
             recorder.record(slot, EventKind::Sent);
+        }
+        if let Some(meter) = self.place.meter() {
+            recorder.watch_device(Box::new(Meter::new(meter)));
         }
         let ran = match (self.loaded.last(), &self.sampling) {
             (Some(loaded), Some(sampling)) => {

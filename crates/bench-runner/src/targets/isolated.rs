@@ -41,6 +41,9 @@ pub struct IsolatedTarget {
     /// Loaded and waiting for its trial.
     process: Option<Process>,
     notes: Vec<String>,
+    /// Why the last process could not go on, in its own words: the next would hardly fare better, and a person should
+    /// look first.
+    lost: Option<String>,
     /// How long a process that was told to stop may take to its next token and its results.
     to_stop: Duration,
 }
@@ -55,6 +58,7 @@ impl IsolatedTarget {
             clock,
             process: None,
             notes: Vec::new(),
+            lost: None,
             to_stop: TO_STOP,
         }
     }
@@ -110,6 +114,10 @@ impl Target for IsolatedTarget {
                     return Ok(facts.map(|facts| *facts));
                 }
                 Ok(FromEngine::Failed(message)) => return Err(TargetError(message)),
+                Ok(FromEngine::Lost(why)) => {
+                    self.lost = Some(why.clone());
+                    return Err(TargetError(why));
+                }
                 Ok(_) => return Err(of_model(process.give_up("told of a trial that it was not given"))),
                 Err(Silence::Stopped) => return Err(of_model("stopped while it was loaded".to_owned())),
                 Err(Silence::Ended(why)) => return Err(of_model(why)),
@@ -136,6 +144,10 @@ impl Target for IsolatedTarget {
         true
     }
 
+    fn lost(&self) -> Option<String> {
+        self.lost.clone()
+    }
+
     fn process(&self) -> Option<u32> {
         self.process.as_ref().map(Process::id)
     }
@@ -156,9 +168,14 @@ impl Target for IsolatedTarget {
         process.tell(&ToEngine::Trial(trial.index));
         let mut left = requests_of(trial, cell);
         match follow(&mut process, &mut left, sink, stop, self.to_stop) {
-            Ok(error) => {
+            Ok(End::Told(error)) => {
                 self.notes.extend(process.end());
                 error.map_or(Ok(()), |message| Err(TargetError(message)))
+            }
+            Ok(End::Lost(why)) => {
+                self.notes.extend(process.end());
+                self.lost = Some(why);
+                Ok(())
             }
             Err(Silence::Stopped) => Ok(()),
             Err(Silence::Ended(why)) => {
@@ -178,6 +195,14 @@ fn requests_of(trial: &Trial, cell: &Cell) -> BTreeSet<(u32, u32)> {
     repeats.flat_map(|repeat| (0..cell.requests_per_repeat).map(move |slot| (repeat, slot))).collect()
 }
 
+/// How a trial ended that its process told of.
+enum End {
+    /// As it should; or why it could not begin.
+    Told(Option<String>),
+    /// Nothing more can run there.
+    Lost(String),
+}
+
 /// Hands on what `process` tells until the trial has ended; then why the trial could not begin, if it could
 /// not. What was handed on is taken from `left`.
 fn follow(
@@ -186,7 +211,7 @@ fn follow(
     sink: &mut dyn TrialSink,
     stop: &StopFlag,
     to_stop: Duration,
-) -> Result<Option<String>, Silence> {
+) -> Result<End, Silence> {
     loop {
         let more = match process.next(stop, to_stop)? {
             FromEngine::Warmup(trace) => sink.request(trace, true),
@@ -206,7 +231,8 @@ fn follow(
                 sink.experts(experts);
                 true
             }
-            FromEngine::Ended(error) => return Ok(error),
+            FromEngine::Ended(error) => return Ok(End::Told(error)),
+            FromEngine::Lost(why) => return Ok(End::Lost(why)),
             FromEngine::Loading(_) | FromEngine::Ready(_) | FromEngine::Failed(_) => {
                 return Err(Silence::Ended(process.give_up("told of loading inside a trial")));
             }

@@ -9,7 +9,7 @@ use crate::script::code;
 
 fn alloc(symbol: &str, needs: Needs, out: *mut u64, bytes: usize) -> u32 {
     call(symbol, needs, |driver, device| {
-        let limit = driver.device(device)?.memory_bytes;
+        let limit = driver.device(device)?.free_bytes();
         give(out, driver.memory.alloc(bytes, Place::Device(device), limit)?)
     })
 }
@@ -68,8 +68,9 @@ extern "C" fn cuMemFreeHost(host: *mut c_void) -> u32 {
 #[unsafe(no_mangle)]
 extern "C" fn cuMemGetInfo_v2(free: *mut usize, total: *mut usize) -> u32 {
     call("cuMemGetInfo_v2", Needs::Context, |driver, device| {
-        let all = driver.device(device)?.memory_bytes;
-        give(free, all.saturating_sub(driver.memory.live(device)) as usize)?;
+        let gpu = driver.device(device)?;
+        let (left, all) = (gpu.free_bytes(), gpu.memory_bytes);
+        give(free, left.saturating_sub(driver.memory.live(device)) as usize)?;
         give(total, all as usize)
     })
 }

@@ -10,10 +10,11 @@ use bench_core::spec::{
     ActivationDtype, ExpertDtype, ExpertMode, LoadTable, ModelTable, RunSpec, RunTable, ServerTable,
     TargetKind, TargetTable, WorkloadTable,
 };
+use bench_engine::LoadOptions;
 use bench_engine::config::ModelConfig;
-use bench_engine::preflight::{self, Need, gib};
+use bench_engine::place::Place;
+use bench_engine::preflight::{self, Gpu, Need, gib};
 use bench_engine::source::ModelRef;
-use bench_engine::system::available_memory;
 use bench_runner::shape::load_options;
 
 /// One ablation, ready to run.
@@ -100,6 +101,7 @@ struct Base<'a> {
     /// `None`: not known before it is downloaded, or not the engine's.
     config: Option<ModelConfig>,
     available: Option<u64>,
+    gpu: Option<Gpu>,
     mapped: bool,
     dtypes: Dtypes,
 }
@@ -123,11 +125,17 @@ impl<'a> Base<'a> {
         if let Some(config) = &config {
             load_options(dtypes, None).expert_mode.check(config)?;
         }
+        // Closed again when its memory is known: what runs later opens it anew.
+        let place = match args.target {
+            TargetKind::Engine => Place::open(args.engine.device())?,
+            _ => Place::Host,
+        };
         Ok(Self {
             args,
             label: label(&args.model),
             config,
-            available: available_memory(),
+            available: preflight::available(&place),
+            gpu: Need::of(&LoadOptions { place, ..LoadOptions::default() }).gpu,
             mapped: !matches!(model, Some(ModelRef::Dummy(_))),
             dtypes,
         })
@@ -216,6 +224,7 @@ impl<'a> Base<'a> {
             batch: batch as usize,
             prefill_chunk: 512,
             mapped: self.mapped,
+            gpu: self.gpu,
             ..Need::of(&options)
         };
         let found = preflight::check(config, &need, self.available);

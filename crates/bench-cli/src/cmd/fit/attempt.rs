@@ -22,6 +22,9 @@ pub(super) struct Taken {
     pub(super) rss_peak_bytes: u64,
     /// Most bytes allocated at once, generated weights included.
     pub(super) heap_peak_bytes: u64,
+    /// Most bytes held on a GPU at once, by the engine's own counters; `None` on the host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) device_peak_bytes: Option<u64>,
     pub(super) weights_bytes: u64,
     /// Of all sequences, at the end.
     pub(super) kv_bytes: u64,
@@ -46,6 +49,7 @@ pub(crate) fn run(args: &FitAttemptArgs, io: &mut Io<'_>) -> Result<(), CliError
     let taken = Taken {
         rss_peak_bytes: resident.peak_bytes,
         heap_peak_bytes: heap::peak_bytes(),
+        device_peak_bytes: options.load.place.meter().map(|meter| meter.usage().total.peak_bytes),
         weights_bytes: model.weights_bytes(),
         kv_bytes: sequences.iter().map(Sequence::kv_bytes).sum(),
     };

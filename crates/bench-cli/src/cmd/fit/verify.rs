@@ -8,7 +8,6 @@ use crate::progress::Waiting;
 use crate::{CliError, Io, signal};
 use bench_core::target::StopFlag;
 use bench_engine::preflight::MAX_BATCH;
-use bench_engine::system::available_memory;
 use serde::Serialize;
 use std::io::{Read, Write};
 use std::process::{Child, Command, Stdio};
@@ -93,7 +92,7 @@ fn verify(
     io: &mut Io<'_>,
 ) -> Result<Verified, CliError> {
     let (memory, timeout_s) = (question.memory_bytes, question.args.verify_timeout);
-    if let Some(available) = available_memory().filter(|available| *available < memory) {
+    if let Some(available) = question.available_bytes.filter(|available| *available < memory) {
         let (memory, available) = (size(memory), size(available));
         return Err(CliError::Gate(format!(
             "--verify would fill {memory}, but only {available} are available here: give less --memory"
@@ -111,7 +110,7 @@ fn verify(
             .map_err(|e| Cut::Cannot(format!("cannot start this program again: {e}")))
             .and_then(|command| run(command, deadline, signal::stop()))?;
         let (taken, problem) = ended.map_or_else(|e| (None, Some(e)), |taken| (Some(taken), None));
-        let fits = taken.is_some_and(|taken| taken.rss_peak_bytes <= memory);
+        let fits = taken.is_some_and(|taken| question.peak_bytes(&taken) <= memory);
         let predicted_bytes = question.predicted_bytes(context, batch);
         let seconds = began.elapsed().as_secs_f64();
         attempts.push(Attempt { value, fits, seconds, predicted_bytes, taken, problem });
@@ -129,7 +128,8 @@ fn verify(
     });
     let found = bracket.fits;
     let of_found = attempts.iter().find(|attempt| Some(attempt.value) == found);
-    let bytes = of_found.and_then(|a| Some((a.predicted_bytes as f64, a.taken?.rss_peak_bytes as f64)));
+    let peak = |taken| question.peak_bytes(&taken) as f64;
+    let bytes = of_found.and_then(|a| Some((a.predicted_bytes as f64, a.taken.map(peak)?)));
     Ok(Verified {
         what,
         predicted,
@@ -144,6 +144,12 @@ fn verify(
 }
 
 impl Question<'_> {
+    /// What an attempt took where its model ran: pages of the process, or of a GPU what was asked for and what its
+    /// driver takes beside.
+    fn peak_bytes(&self, taken: &Taken) -> u64 {
+        taken.device_peak_bytes.map_or(taken.rss_peak_bytes, |bytes| bytes + self.program_bytes)
+    }
+
     /// This program, asked to try one context and batch.
     fn command(&self, context: usize, batch: usize) -> std::io::Result<Command> {
         let mut command = Command::new(std::env::current_exe()?);
@@ -246,20 +252,22 @@ fn run(mut command: Command, deadline: Instant, stop: &StopFlag) -> Result<Resul
 impl Verified {
     pub(super) fn print(&self, out: &mut dyn Write) -> Result<(), CliError> {
         let what = self.what.trim_end_matches("_tokens");
-        writeln!(
-            out,
-            "\n{what:>8} {:>10} {:>10} {:>10} {:>8}",
-            "predicted", "RSS peak", "heap peak", "seconds"
-        )?;
+        let on_gpu = self.attempts.iter().any(|a| a.taken.is_some_and(|t| t.device_peak_bytes.is_some()));
+        let peaks = if on_gpu { ["GPU peak", "RSS peak"] } else { ["RSS peak", "heap peak"] };
+        writeln!(out, "\n{what:>8} {:>10} {:>10} {:>10} {:>8}", "predicted", peaks[0], peaks[1], "seconds")?;
         for attempt in &self.attempts {
             let bytes = |f: fn(&Taken) -> u64| attempt.taken.as_ref().map_or("-".to_owned(), |t| size(f(t)));
-            let (rss, heap) = (bytes(|t| t.rss_peak_bytes), bytes(|t| t.heap_peak_bytes));
+            let [first, second] = if on_gpu {
+                [bytes(|t| t.device_peak_bytes.unwrap_or(0)), bytes(|t| t.rss_peak_bytes)]
+            } else {
+                [bytes(|t| t.rss_peak_bytes), bytes(|t| t.heap_peak_bytes)]
+            };
             let verdict = if attempt.fits { "fits" } else { "does not fit" };
             let problem = attempt.problem.as_ref().map_or(String::new(), |p| format!(": {p}"));
             let (value, seconds, predicted) = (attempt.value, attempt.seconds, size(attempt.predicted_bytes));
             writeln!(
                 out,
-                "{value:>8} {predicted:>10} {rss:>10} {heap:>10} {seconds:>8.1}  {verdict}{problem}"
+                "{value:>8} {predicted:>10} {first:>10} {second:>10} {seconds:>8.1}  {verdict}{problem}"
             )?;
         }
         let predicted = self.predicted;

@@ -55,11 +55,7 @@ pub(super) struct Context {
 impl Context {
     /// Opens a device of the driver.
     pub(super) fn open(driver: Arc<Driver>, ordinal: usize) -> Result<Arc<Self>, DeviceError> {
-        let device = device(&driver, ordinal)?;
-        let info = read_info(&driver, ordinal, device)?;
-        if info.capability < OLDEST_CAPABILITY {
-            return Err(DeviceError::Capability { device: info.label(), capability: info.capability });
-        }
+        let (device, info) = usable(&driver, ordinal)?;
         let mut handle = std::ptr::null_mut();
         // SAFETY: a device that the driver named, and a place for the context.
         let answer = unsafe { (driver.context_retain)(&raw mut handle, device) };
@@ -161,6 +157,11 @@ impl Context {
         }
     }
 
+    /// The error that lost the device, if there was one.
+    pub(super) fn lost(&self) -> Option<DeviceError> {
+        self.lost.get().cloned()
+    }
+
     /// Told apart by it: no two contexts of a process have the same.
     pub(super) fn number(&self) -> u64 {
         self.number
@@ -220,6 +221,16 @@ fn count(driver: &Driver) -> Result<usize, DeviceError> {
         code @ code::NO_DEVICE => Err(DeviceError::NoDevice { reason: driver.describe(code) }),
         other => Err(failed(driver, "the devices", "cuDeviceGetCount", other)),
     }
+}
+
+/// The device and what it is, if kernels can run on it.
+pub(super) fn usable(driver: &Driver, ordinal: usize) -> Result<(sys::CUdevice, Info), DeviceError> {
+    let device = device(driver, ordinal)?;
+    let info = read_info(driver, ordinal, device)?;
+    if info.capability < OLDEST_CAPABILITY {
+        return Err(DeviceError::Capability { device: info.label(), capability: info.capability });
+    }
+    Ok((device, info))
 }
 
 fn failed(driver: &Driver, device: &str, call: &'static str, code: Code) -> DeviceError {

@@ -114,6 +114,15 @@ pub fn devices() -> Result<Vec<Info>, DeviceError> {
     (0..count).map(|ordinal| context::info(&driver, ordinal)).collect()
 }
 
+/// Whether device `ordinal` can be opened, as far as its driver tells without opening it.
+///
+/// # Errors
+/// No driver, an old one, no such device, or one that is too old.
+pub fn check(ordinal: usize) -> Result<Info, DeviceError> {
+    let driver = Driver::start(None)?;
+    Ok(context::usable(&driver, ordinal)?.1)
+}
+
 impl Device {
     /// Opens device `ordinal` of the machine's driver and loads the kernels: from the binary, or compiled
     /// once for this machine and kept.
@@ -145,6 +154,11 @@ impl Device {
 
     pub fn info(&self) -> &Info {
         &self.inner.context.info
+    }
+
+    /// The error after which nothing more can be done on the device, if there was one.
+    pub fn lost(&self) -> Option<DeviceError> {
+        self.inner.context.lost()
     }
 
     /// Free and total bytes of the device's memory; what is not free may be other processes'. What pools keep counts as

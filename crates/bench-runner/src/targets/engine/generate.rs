@@ -59,6 +59,7 @@ pub(super) fn generate(
         step = decode(loaded, &mut running, &mut workspace, &mut hooks)
             .and_then(|logits| take(loaded, requests, &mut running, logits, recorder));
     }
+    recorder.decoded();
     let open = || running.iter().filter(|r| is_open(r)).map(|r| r.slot).collect();
     let decoded = step.and_then(|()| loaded.model.take_routing(&mut workspace, &mut hooks));
     passes.decode = decoded.map_err(|e| (open(), e.to_string()))?;

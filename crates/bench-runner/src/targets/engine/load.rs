@@ -85,7 +85,8 @@ pub(super) fn load(
 /// model that is not understood does not count: its own load will say why.
 pub(super) fn fit_together(plan: &Plan, loaded: u64, place: &Place) -> bool {
     let need = |model: &ModelPlan| -> Result<u64, Error> {
-        let options = options(plan, model)?;
+        let mut options = options(plan, model)?;
+        options.load.place = place.clone();
         let mut config = ModelRef::parse(&model.id)?.config()?;
         if let Some(layers) = options.load.num_layers {
             config = config.with_layers(layers)?;

@@ -54,6 +54,8 @@ pub(super) enum FromEngine {
     Experts(ExpertUse),
     /// The trial has ended; why it could not begin, if it could not.
     Ended(Option<String>),
+    /// Nothing more can run here, and why: instead of `Ready` or `Ended`.
+    Lost(String),
 }
 
 /// The system's monotonic clock at the zero of `clock`.

@@ -51,7 +51,8 @@ pub fn serve(
     let clock = continued(clock_zero_ns);
     let mut target = match make_ready(&plan, &model, &mut line, stop, open) {
         Ok(target) => target,
-        Err(error) => return line.say(&FromEngine::Failed(error.to_string())),
+        Err(Unready { why, lost: false }) => return line.say(&FromEngine::Failed(why)),
+        Err(Unready { why, lost: true }) => return line.say(&FromEngine::Lost(why)),
     };
     let ToEngine::Trial(index) = line.hear()? else {
         return Err(unexpected("something else where a trial was expected"));
@@ -68,7 +69,23 @@ pub fn serve(
     if let Some(error) = line.broken.take() {
         return Err(error);
     }
+    if let Some(why) = target.lost() {
+        return line.say(&FromEngine::Lost(why));
+    }
     line.say(&FromEngine::Ended(ended.err().map(|error| error.to_string())))
+}
+
+/// Why there is no model.
+struct Unready {
+    why: String,
+    /// The target can do nothing more in any case.
+    lost: bool,
+}
+
+impl From<TargetError> for Unready {
+    fn from(error: TargetError) -> Self {
+        Self { why: error.to_string(), lost: false }
+    }
 }
 
 /// Opens the target and loads the model, telling how far it is.
@@ -78,7 +95,7 @@ fn make_ready(
     line: &mut Line<'_>,
     stop: &StopFlag,
     open: impl FnOnce(&Plan) -> crate::Result<Box<dyn Target>>,
-) -> Result<Box<dyn Target>, TargetError> {
+) -> Result<Box<dyn Target>, Unready> {
     let mut target = open(plan).map_err(|e| TargetError(e.to_string()))?;
     let model =
         plan.model(label).ok_or_else(|| TargetError(format!("the plan holds no model \"{label}\"")))?;
@@ -90,7 +107,9 @@ fn make_ready(
             let _ = line.say(&FromEngine::Loading(fraction));
         }
     };
-    let facts = target.prepare(model, &mut progress, stop)?;
+    let facts = target
+        .prepare(model, &mut progress, stop)
+        .map_err(|error| Unready { lost: target.lost().is_some(), ..error.into() })?;
     let ready = FromEngine::Ready(facts.map(Box::new));
     line.say(&ready).map_err(|e| TargetError(format!("nobody listens: {e}")))?;
     Ok(target)

@@ -228,6 +228,20 @@ fn a_process_that_fails_fails_its_trial_and_the_run_goes_on() {
 }
 
 #[test]
+fn a_process_that_lost_its_device_ends_the_run_and_what_did_not_run_is_left() {
+    let gone = "echo '{\"lost\":\"the device is gone\"}'";
+    for (script, stored) in [(gone.to_owned(), 0), (format!("{READY}{gone}"), 1)] {
+        let (dir, plan) = (TempDir::new().unwrap(), plan(2));
+        let program = program(dir.path(), &script);
+        let (outcome, trials) = run(&plan, &program, dir.path(), &StopFlag::new());
+        assert_eq!(outcome.lost.as_deref(), Some("the device is gone"), "{script}");
+        assert_eq!((outcome.trials_done, outcome.interrupted), (0, false), "{script}: {outcome:?}");
+        // A trial that had begun is not complete, so that it runs again.
+        assert_eq!(trials.iter().map(|t| t.complete).collect::<Vec<_>>(), vec![false; stored], "{script}");
+    }
+}
+
+#[test]
 fn what_a_process_told_before_it_died_is_kept() {
     let (dir, plan) = (TempDir::new().unwrap(), plan(1));
     let told = "{\"request\":{\"repeat\":0,\"slot\":1,\"prompt_hash\":\"0f\",\"events\":[\
