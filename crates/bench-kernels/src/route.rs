@@ -89,12 +89,11 @@ pub fn all_experts_into(
     for (chosen, weights) in chosen.chunks_exact(k.max(1)).zip(weights.chunks_exact(k.max(1))) {
         let start = all.len();
         for (&expert, &weight) in chosen.iter().zip(weights) {
-            match all[start..].iter().position(|&e| e == expert) {
-                Some(at) => all_weights[start + at] += weight,
-                None => {
-                    all.push(expert);
-                    all_weights.push(weight);
-                }
+            if let Some(at) = all[start..].iter().position(|&e| e == expert) {
+                all_weights[start + at] += weight;
+            } else {
+                all.push(expert);
+                all_weights.push(weight);
             }
         }
         all.extend((0..experts as u32).filter(|expert| !chosen.contains(expert)));
