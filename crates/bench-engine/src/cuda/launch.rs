@@ -225,7 +225,7 @@ impl Transformer {
             logits: p.router,
             choice: p.choice,
             weights: p.weights,
-            counters: if self.counts_choice(rows) { p.routing } else { 0 },
+            counters: if self.counts_choice(rows) && !given { p.routing } else { 0 },
             tokens: rows as u32,
             experts: s.experts as u32,
             slots_per_token: s.chosen as u32,
