@@ -187,7 +187,7 @@ impl<'a> Base<'a> {
     fn variant_label(&self, slug: &str) -> String {
         let all = match self.dtypes.expert_mode {
             ExpertMode::Routed => "",
-            mode => mode.key(),
+            mode @ ExpertMode::DenseAll => mode.key(),
         };
         let parts = [self.label.as_str(), all, slug];
         parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("-")
