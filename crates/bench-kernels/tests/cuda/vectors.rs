@@ -9,7 +9,7 @@ use crate::emulator::Emulator;
 fn kernels_agree_with_plain_arithmetic_in_any_order_of_threads() {
     for seed in [0, 1, 2, 3] {
         let found = vectors::check(&Emulator::new(seed), 100 + seed, 12).unwrap();
-        assert_eq!(found.len(), 12 * 12 + 1);
+        assert_eq!(found.len(), 13 * 12 + 1);
         let wrong: Vec<_> = found.iter().filter(|row| !row.passed()).collect();
         assert!(wrong.is_empty(), "order {seed}: {wrong:#?}");
     }
