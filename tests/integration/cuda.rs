@@ -221,7 +221,9 @@ fn memory_is_what_preflight_said() {
         let loaded = stub.place.meter().unwrap().usage();
         let steps = 3;
         let mut sequences: Vec<Sequence> = (0..batch).map(|_| model.sequence()).collect();
-        sequences.iter_mut().for_each(|s| s.reserve(prompt + steps));
+        for sequence in &mut sequences {
+            sequence.reserve(prompt + steps);
+        }
         let ids = vec![7_u32; prompt];
         let mut running: Vec<&mut Sequence> = sequences.iter_mut().collect();
         let (mut workspace, mut hooks) = (model.workspace(), Hooks::none());

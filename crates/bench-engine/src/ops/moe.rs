@@ -333,8 +333,8 @@ mod tests {
                 for expert_dtype in [ExpertDtype::Native, ExpertDtype::Bf16] {
                     let routed = LoadOptions {
                         activation_dtype,
-                        matmul_precision,
                         expert_dtype,
+                        matmul_precision,
                         ..LoadOptions::default()
                     };
                     let all = LoadOptions { expert_mode: ExpertMode::DenseAll, ..routed.clone() };
