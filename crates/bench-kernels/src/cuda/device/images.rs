@@ -5,8 +5,10 @@
 //! driver.
 
 use std::borrow::Cow;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use flate2::read::ZlibDecoder;
 use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 
 use super::cache;
@@ -20,6 +22,7 @@ mod embedded {
         SOURCES
     }
 
+    /// Each as one zlib stream.
     pub(super) fn images() -> &'static [(&'static str, &'static [u8])] {
         IMAGES
     }
@@ -43,8 +46,8 @@ pub struct Architecture {
 }
 
 impl Architecture {
-    /// Those that are compiled in advance. A GPU newer than all of them gets the last PTX.
-    pub const BUILT: [&str; 4] = ["sm_80", "sm_90a", "compute_80", "compute_90"];
+    /// Those that are compiled in advance. A GPU newer than all of them gets the PTX.
+    pub const BUILT: [&str; 3] = ["sm_80", "sm_90a", "compute_90"];
 
     /// Reads `sm_90a` or `compute_90`.
     pub fn parse(name: &str) -> Option<Self> {
@@ -115,7 +118,7 @@ pub(super) fn find(
     let held = held(&embedded);
     let names: Vec<&str> = kernel_files().collect();
     if let Some(chosen) = choose(capability, embedded, &names) {
-        return Ok(chosen);
+        return chosen.into_iter().map(|image| inflated(device, image)).collect();
     }
     compile(capability).map_err(|problem| DeviceError::NoKernels {
         device: device.to_owned(),
@@ -123,6 +126,20 @@ pub(super) fn find(
         embedded: held,
         nvrtc: problem.to_string(),
     })
+}
+
+/// An image of the binary as it was compiled.
+fn inflated(device: &str, image: Image) -> Result<Image, DeviceError> {
+    let mut bytes = Vec::new();
+    match ZlibDecoder::new(&*image.bytes).read_to_end(&mut bytes) {
+        Ok(_) => Ok(Image { bytes: bytes.into(), ..image }),
+        Err(error) => Err(DeviceError::Image {
+            device: device.to_owned(),
+            image: image.file,
+            problem: error.to_string(),
+            help: "the binary is damaged: copy or build it again",
+        }),
+    }
 }
 
 /// Everything of the folder that runs on the device; all kernels are looked up in all of it.
@@ -264,6 +281,19 @@ mod tests {
         let newest = Architecture::parse("sm_120").unwrap();
         assert_eq!((newest.capability, newest.specific, newest.ptx), ((12, 0), false, false));
         assert!(Architecture::BUILT.iter().all(|name| Architecture::parse(name).is_some()));
+    }
+
+    #[test]
+    fn images_of_the_binary_are_inflated_and_damage_is_told() {
+        let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::best());
+        std::io::Write::write_all(&mut encoder, &[7; 100_000]).unwrap();
+        let mut packed = encoder.finish().unwrap();
+        assert!(packed.len() < 1000);
+        let image = |bytes: &[u8]| Image::new("a.sm_80.cubin", bytes.to_vec().into()).unwrap();
+        assert_eq!(*inflated("cuda:0", image(&packed)).unwrap().bytes, [7; 100_000]);
+        packed.truncate(50);
+        let error = inflated("cuda:0", image(&packed)).unwrap_err().to_string();
+        assert!(error.contains("a.sm_80.cubin") && error.contains("damaged"), "{error}");
     }
 
     #[test]
