@@ -291,7 +291,7 @@ mod tests {
         assert!(packed.len() < 1000);
         let image = |bytes: &[u8]| Image::new("a.sm_80.cubin", bytes.to_vec().into()).unwrap();
         assert_eq!(*inflated("cuda:0", image(&packed)).unwrap().bytes, [7; 10_000]);
-        packed.truncate(50);
+        packed.truncate(packed.len() / 2);
         let error = inflated("cuda:0", image(&packed)).unwrap_err().to_string();
         assert!(error.contains("a.sm_80.cubin") && error.contains("damaged"), "{error}");
     }
