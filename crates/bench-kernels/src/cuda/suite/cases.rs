@@ -336,15 +336,7 @@ type Run<'r> = &'r mut dyn FnMut(usize, Work<'_>) -> Result<(), GpuError>;
 fn product_few(gpu: &dyn Gpu, m: &Matrix, tokens: usize, set: usize, run: Run<'_>) -> Result<(), GpuError> {
     let weights = Weights::new(gpu, m.format, m.rows * m.cols, set)?;
     let (x, out) = (reals(gpu, tokens * m.cols)?, Memory::zeroed(gpu, 4 * tokens * m.rows)?);
-    let args = PanelArgs {
-        x: x.address(),
-        out: out.address(),
-        rows: m.rows as u32,
-        cols: m.cols as u32,
-        tokens: tokens as u32,
-        flags: BF16,
-        ..PanelArgs::default()
-    };
+    let args = panel_args(m, &x, &out, tokens);
     run(weights.count, &mut || {
         (0..weights.count).try_for_each(|i| {
             let (codes, scales) = weights.at(i);
@@ -352,6 +344,19 @@ fn product_few(gpu: &dyn Gpu, m: &Matrix, tokens: usize, set: usize, run: Run<'_
             panel::panel(gpu, m.format, 1, &args)
         })
     })
+}
+
+/// Rows and columns of a product of `tokens` values in f32, without addresses of weights.
+fn panel_args(m: &Matrix, x: &Memory<'_>, out: &Memory<'_>, tokens: usize) -> PanelArgs {
+    PanelArgs {
+        x: x.address(),
+        out: out.address(),
+        rows: m.rows as u32,
+        cols: m.cols as u32,
+        tokens: tokens as u32,
+        flags: BF16,
+        ..PanelArgs::default()
+    }
 }
 
 /// Rows and columns of a product of `tokens` in planes, without addresses of weights.
@@ -390,15 +395,7 @@ fn pair(gpu: &dyn Gpu, m: &Matrix, tokens: usize, set: usize, run: Run<'_>) -> R
     let launches = weights.count.div_ceil(2);
     let (x, out) = (reals(gpu, tokens * m.cols)?, Memory::zeroed(gpu, 4 * tokens * m.rows)?);
     let x_planes = planes(gpu, tokens * m.cols)?;
-    let few = PanelArgs {
-        x: x.address(),
-        out: out.address(),
-        rows: m.rows as u32,
-        cols: m.cols as u32,
-        tokens: tokens as u32,
-        flags: BF16,
-        ..PanelArgs::default()
-    };
+    let few = panel_args(m, &x, &out, tokens);
     let many = tiles_args(m, &x_planes, &out, tokens);
     let many = TilesArgs { out: 0, out_planes: out.address(), flags: BF16 | PAIR, ..many };
     run(launches, &mut || {
