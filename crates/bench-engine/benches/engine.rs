@@ -12,12 +12,13 @@ use bench_engine::sampling::{Sampler, SamplingParams};
 use bench_engine::session::{OpenOptions, open_model};
 use bench_engine::{
     ActivationDtype, DenseDtype, ExpertMode, Hooks, KvDtype, LoadOptions, MatmulPrecision, Model, Sequence,
-    system,
+    Workspace, system,
 };
 use bench_kernels::pool::{Pool, PoolOptions};
 use bench_kernels::{Exec, Variant, bandwidth};
 
-const STEPS: usize = 32;
+const STEPS: usize = 28;
+const WARM_STEPS: usize = 4;
 
 struct Args {
     model: String,
@@ -109,7 +110,7 @@ fn main() {
     let args = args();
     system::check_kernel_variant().unwrap();
     println!("read bandwidth, {} threads: {:.1} GB/s", args.threads, read_gb_s(args.threads));
-    let most = args.prompts.iter().chain(&args.depths).max().unwrap() + STEPS + 1;
+    let most = args.prompts.iter().chain(&args.depths).max().unwrap() + WARM_STEPS + STEPS * args.repeats + 1;
     let options = OpenOptions {
         load: args.load.clone(),
         seed: 1,
@@ -130,11 +131,7 @@ fn main() {
     for &n in &args.prompts {
         prompt(&model, &args, n);
     }
-    for &depth in &args.depths {
-        for &batch in &args.batches {
-            decode(&model, &args, depth, batch);
-        }
-    }
+    decode(&model, &args);
     println!("peak resident {:.2} GB", resident_gb());
 }
 
@@ -155,35 +152,75 @@ fn prompt(model: &Model, args: &Args, n: usize) {
     println!("pp{n}: {:.1} tok/s, first token after {time:.2} s", n as f64 / time);
 }
 
-fn decode(model: &Model, args: &Args, depth: usize, batch: usize) {
-    let vocab = model.config().vocab_size;
-    let mut sequences: Vec<Sequence> = (0..batch).map(|_| model.sequence()).collect();
-    for (i, sequence) in sequences.iter_mut().enumerate() {
-        sequence.reserve(depth + STEPS * (args.repeats + 1));
-        sequence.assume(depth, i as u64).unwrap();
-    }
-    let mut running: Vec<&mut Sequence> = sequences.iter_mut().collect();
-    let (mut workspace, mut hooks) = (model.workspace(), Hooks::none());
-    let mut greedy = Sampler::new(SamplingParams::default()).unwrap();
-    let mut next: Vec<u32> = ids(batch, vocab);
-    let mut step = || {
-        let mut logits = model.decode_step_in(&mut workspace, &mut running, &next, &mut hooks).unwrap();
-        for (row, next) in next.iter_mut().enumerate() {
-            *next = logits.sample(row, &mut greedy, &[]).unwrap();
+/// Sequences that decode from a depth on.
+struct Decoding<'a> {
+    model: &'a Model,
+    depth: usize,
+    sequences: Vec<Sequence>,
+    workspace: Workspace,
+    next: Vec<u32>,
+}
+
+impl<'a> Decoding<'a> {
+    fn start(model: &'a Model, depth: usize, batch: usize, steps: usize) -> Self {
+        let mut sequences: Vec<Sequence> = (0..batch).map(|_| model.sequence()).collect();
+        for (i, sequence) in sequences.iter_mut().enumerate() {
+            sequence.reserve(depth + steps);
+            sequence.assume(depth, i as u64).unwrap();
         }
-    };
-    (0..4).for_each(|_| step());
-    let mut rates = Vec::new();
-    let mut roofs = Vec::new();
-    for _ in 0..args.repeats {
-        let before = read_gb_s(args.threads);
-        let time = seconds(|| (0..STEPS - 4).for_each(|_| step()));
-        rates.push((STEPS - 4) as f64 * batch as f64 / time);
-        roofs.push(f64::midpoint(before, read_gb_s(args.threads)));
+        let next = ids(batch, model.config().vocab_size);
+        let mut started = Self { model, depth, sequences, workspace: model.workspace(), next };
+        started.steps(WARM_STEPS);
+        started
     }
-    let (rate, roof) = (median(rates), median(roofs));
-    println!(
-        "tg{} @ {depth}, batch {batch}: {rate:.2} tok/s, read bandwidth beside it {roof:.1} GB/s",
-        STEPS - 4
-    );
+
+    fn steps(&mut self, steps: usize) {
+        let mut running: Vec<&mut Sequence> = self.sequences.iter_mut().collect();
+        let mut greedy = Sampler::new(SamplingParams::default()).unwrap();
+        let mut hooks = Hooks::none();
+        for _ in 0..steps {
+            let mut logits =
+                self.model.decode_step_in(&mut self.workspace, &mut running, &self.next, &mut hooks).unwrap();
+            for (row, next) in self.next.iter_mut().enumerate() {
+                *next = logits.sample(row, &mut greedy, &[]).unwrap();
+            }
+        }
+    }
+
+    /// Tokens a second.
+    fn rate(&mut self) -> f64 {
+        (STEPS * self.sequences.len()) as f64 / seconds(|| self.steps(STEPS))
+    }
+}
+
+/// All depths and batches in turn, round by round, so that the first and the others have the same minutes.
+fn decode(model: &Model, args: &Args) {
+    let steps = STEPS * args.repeats + WARM_STEPS;
+    let mut all: Vec<Decoding> = Vec::new();
+    for &depth in &args.depths {
+        for &batch in &args.batches {
+            all.push(Decoding::start(model, depth, batch, steps));
+        }
+    }
+    let mut rates = vec![Vec::new(); all.len()];
+    let mut roofs = vec![Vec::new(); all.len()];
+    for _ in 0..args.repeats {
+        let mut before = read_gb_s(args.threads);
+        for (i, decoding) in all.iter_mut().enumerate() {
+            rates[i].push(decoding.rate());
+            let after = read_gb_s(args.threads);
+            roofs[i].push(f64::midpoint(before, after));
+            before = after;
+        }
+    }
+    for (i, Decoding { depth, sequences, .. }) in all.iter().enumerate() {
+        let ratios = rates[i].iter().zip(&rates[0]).map(|(rate, first)| rate / first).collect();
+        println!(
+            "tg{STEPS} @ {depth}, batch {}: {:.2} tok/s, read bandwidth beside it {:.1} GB/s; of the first: {:.3}",
+            sequences.len(),
+            median(rates[i].clone()),
+            median(roofs[i].clone()),
+            median(ratios),
+        );
+    }
 }
