@@ -66,6 +66,23 @@ pub(crate) fn prefetch(at: *const u8) {
     let _ = at;
 }
 
+/// As [`prefetch`], for what is needed so late that it goes to the second cache.
+#[inline(always)]
+pub(crate) fn prefetch_later(at: *const u8) {
+    // SAFETY: as there.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(at.cast());
+    }
+    // SAFETY: as there.
+    #[cfg(target_arch = "aarch64")]
+    unsafe {
+        std::arch::asm!("prfm pldl2keep, [{}]", in(reg) at, options(readonly, nostack, preserves_flags));
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    let _ = at;
+}
+
 #[derive(Clone, Copy)]
 pub(crate) struct Portable(pub(crate) [f32; 8]);
 

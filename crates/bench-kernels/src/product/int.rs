@@ -9,7 +9,7 @@ mod tile;
 use std::cell::Cell;
 
 use codes::{Codes, Fp4, Q6, Q8, Source, Stored, Unpacked};
-use tile::{Out, Place, Tile};
+use tile::{Ahead, Out, Place, Tile};
 
 use crate::exec::Exec;
 use crate::mxfp4::BLOCK;
@@ -209,6 +209,9 @@ unsafe fn rows_of<I: Ints, S: Source, const P: usize, const WIDE: bool>(
     let m = task.group.rows.len();
     let tiles = m.div_ceil(largest);
     let out = Out::new(task, task.panels.start + panel);
+    // One tile reads its panels from memory all the time.
+    let next = if tiles > 1 { source.next::<P>(panel) } else { None };
+    let mut ahead = next.map_or(Ahead::NOTHING, |(line, lines)| Ahead::new(line, lines, tiles));
     let mut first = 0;
     for tile in 0..tiles {
         let rows = m / tiles + usize::from(tile < m % tiles);
@@ -216,12 +219,12 @@ unsafe fn rows_of<I: Ints, S: Source, const P: usize, const WIDE: bool>(
         // SAFETY: panels are the task's, rows the group's.
         unsafe {
             match rows {
-                6 if six => Tile::<I, S, P, 6, WIDE>::run(task, source, at, &out),
-                5 if six => Tile::<I, S, P, 5, WIDE>::run(task, source, at, &out),
-                4 if four => Tile::<I, S, P, 4, WIDE>::run(task, source, at, &out),
-                3 if three => Tile::<I, S, P, 3, WIDE>::run(task, source, at, &out),
-                2 => Tile::<I, S, P, 2, WIDE>::run(task, source, at, &out),
-                _ => Tile::<I, S, P, 1, WIDE>::run(task, source, at, &out),
+                6 if six => Tile::<I, S, P, 6, WIDE>::run(task, source, at, &mut ahead, &out),
+                5 if six => Tile::<I, S, P, 5, WIDE>::run(task, source, at, &mut ahead, &out),
+                4 if four => Tile::<I, S, P, 4, WIDE>::run(task, source, at, &mut ahead, &out),
+                3 if three => Tile::<I, S, P, 3, WIDE>::run(task, source, at, &mut ahead, &out),
+                2 => Tile::<I, S, P, 2, WIDE>::run(task, source, at, &mut ahead, &out),
+                _ => Tile::<I, S, P, 1, WIDE>::run(task, source, at, &mut ahead, &out),
             }
         }
         first += rows;

@@ -2,7 +2,7 @@
 
 use std::marker::PhantomData;
 
-use crate::packed::PackedMatrix;
+use crate::packed::{PANEL, PackedMatrix};
 use crate::product::ints::{FP4_SHIFT, Ints};
 
 /// A format of packed weights.
@@ -142,6 +142,9 @@ pub(super) trait Source: Copy {
     unsafe fn scales<I: Ints>(&self, panel: usize, block: usize) -> I::Floats;
     /// Tells the cache what `pair::<_, J>` will read some blocks from here.
     unsafe fn prefetch<I: Ints, const J: usize>(&self, panel: usize, block: usize);
+    /// What will be read from memory after the `P` panels from `panel` on: where its codes begin, and how many lines
+    /// it has for each block of a panel. `None` behind the last panel of the matrix.
+    fn next<const P: usize>(&self, panel: usize) -> Option<(*const u8, usize)>;
 }
 
 /// As in memory.
@@ -150,6 +153,8 @@ pub(super) struct Stored<C> {
     codes: *const u8,
     scales: *const u8,
     blocks: usize,
+    /// Up to the end of the matrix.
+    panels: usize,
     format: PhantomData<C>,
 }
 
@@ -164,8 +169,17 @@ impl<C: Codes> Stored<C> {
         unsafe {
             let codes = w.codes().as_ptr().add(panel * blocks * C::BLOCK_BYTES);
             let scales = w.scales().as_ptr().add(panel * blocks * 16 * C::SCALE_BYTES);
-            Self { codes, scales, blocks, format: PhantomData }
+            let panels = w.rows() / PANEL - panel;
+            Self { codes, scales, blocks, panels, format: PhantomData }
         }
+    }
+
+    /// Codes of up to `n` panels from `panel` on: where they begin, and their lines for each block.
+    #[inline(always)]
+    fn lines(&self, panel: usize, n: usize) -> Option<(*const u8, usize)> {
+        let n = n.min(self.panels.saturating_sub(panel));
+        let codes = self.codes.wrapping_add(panel * self.blocks * C::BLOCK_BYTES);
+        (n > 0).then_some((codes, n * C::BLOCK_BYTES / 64))
     }
 
     #[inline(always)]
@@ -212,6 +226,11 @@ impl<C: Codes> Source for Stored<C> {
             }
         }
     }
+
+    #[inline(always)]
+    fn next<const P: usize>(&self, panel: usize) -> Option<(*const u8, usize)> {
+        self.lines(panel + P, P)
+    }
 }
 
 /// Bytes `[panel, block, 8, 64]`, then f32 scales `[panel, block, 16]`.
@@ -219,8 +238,8 @@ impl<C: Codes> Source for Stored<C> {
 pub(super) struct Unpacked<C> {
     codes: *const u8,
     scales: *const f32,
-    blocks: usize,
-    format: PhantomData<C>,
+    from: Stored<C>,
+    panels: usize,
 }
 
 impl<C: Codes> Unpacked<C> {
@@ -243,7 +262,7 @@ impl<C: Codes> Unpacked<C> {
                 store_pair::<I>(from.pair::<I, 3>(0, at), to.add(384));
                 I::store_floats(from.scales::<I>(0, at), scales.add(at * 16));
             }
-            Self { codes: to, scales, blocks, format: PhantomData }
+            Self { codes: to, scales, from: *from, panels }
         }
     }
 }
@@ -263,15 +282,21 @@ impl<C: Codes> Source for Unpacked<C> {
     #[inline(always)]
     unsafe fn pair<I: Ints, const J: usize>(&self, panel: usize, block: usize) -> [I::Bytes; 2] {
         // SAFETY: the caller's.
-        unsafe { Q8::pair::<I, J>(self.codes.add((panel * self.blocks + block) * 512)) }
+        unsafe { Q8::pair::<I, J>(self.codes.add((panel * self.from.blocks + block) * 512)) }
     }
 
     #[inline(always)]
     unsafe fn scales<I: Ints>(&self, panel: usize, block: usize) -> I::Floats {
         // SAFETY: the caller's.
-        unsafe { I::floats(self.scales.add((panel * self.blocks + block) * 16)) }
+        unsafe { I::floats(self.scales.add((panel * self.from.blocks + block) * 16)) }
     }
 
     #[inline(always)]
     unsafe fn prefetch<I: Ints, const J: usize>(&self, _: usize, _: usize) {}
+
+    /// The same panels of the next task.
+    #[inline(always)]
+    fn next<const P: usize>(&self, panel: usize) -> Option<(*const u8, usize)> {
+        self.from.lines(self.panels + panel, P)
+    }
 }

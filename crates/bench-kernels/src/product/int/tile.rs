@@ -7,6 +7,7 @@ use std::marker::PhantomData;
 
 use super::Task;
 use super::codes::{Codes, Source};
+use crate::lanes::prefetch_later;
 use crate::packed::PANEL;
 use crate::product::ints::Ints;
 use crate::rows::{BYTES, HEAD, IntPrecision};
@@ -57,6 +58,39 @@ pub(super) struct Place {
     pub(super) is_cold: bool,
 }
 
+/// Quarters of blocks that a tile goes through for each block.
+const QUARTERS: u32 = 4;
+
+/// Codes that later tiles will read, asked for evenly while all tiles of the panels before them run: where a panel is
+/// used again from cache, memory would be idle, and wait for arithmetic as arithmetic then waits for it.
+pub(super) struct Ahead {
+    line: *const u8,
+    /// Lines for each block of the panels.
+    lines: u32,
+    /// Quarters for each block, of all tiles.
+    quarters: u32,
+    due: u32,
+}
+
+impl Ahead {
+    pub(super) const NOTHING: Self = Self { line: std::ptr::null(), lines: 0, quarters: 1, due: 0 };
+
+    /// From `line` on, `lines` for each block, during `tiles` tiles of as many blocks.
+    pub(super) fn new(line: *const u8, lines: usize, tiles: usize) -> Self {
+        Self { line, lines: lines as u32, quarters: QUARTERS * tiles as u32, due: 0 }
+    }
+
+    #[inline(always)]
+    fn quarter(&mut self) {
+        self.due += self.lines;
+        while self.due >= self.quarters {
+            self.due -= self.quarters;
+            prefetch_later(self.line);
+            self.line = self.line.wrapping_add(64);
+        }
+    }
+}
+
 /// `WIDE` rows have 16 bits.
 pub(super) struct Tile<I, S, const P: usize, const M: usize, const WIDE: bool>(PhantomData<(I, S)>);
 
@@ -73,7 +107,7 @@ impl<I: Ints, S: Source, const P: usize, const M: usize, const WIDE: bool> Tile<
     /// # Safety
     /// Those exist, the output is the task's, the instructions of `I` are enabled.
     #[inline(always)]
-    pub(super) unsafe fn run(task: &Task<'_>, source: &S, at: Place, out: &Out<'_>) {
+    pub(super) unsafe fn run(task: &Task<'_>, source: &S, at: Place, ahead: &mut Ahead, out: &Out<'_>) {
         let Place { panel, first, .. } = at;
         let (x, row_words) = (task.job.x.words(), task.job.x.row_words());
         let words = if WIDE { IntPrecision::Int16.words() } else { IntPrecision::Int8.words() };
@@ -87,9 +121,13 @@ impl<I: Ints, S: Source, const P: usize, const M: usize, const WIDE: bool> Tile<
             for block in 0..task.job.blocks {
                 let mut sums = Self::start(&rows);
                 Self::quarter::<0>(&mut sums, source, at, block, &rows);
+                ahead.quarter();
                 Self::quarter::<1>(&mut sums, source, at, block, &rows);
+                ahead.quarter();
                 Self::quarter::<2>(&mut sums, source, at, block, &rows);
+                ahead.quarter();
                 Self::quarter::<3>(&mut sums, source, at, block, &rows);
+                ahead.quarter();
                 for p in 0..P {
                     let scales = source.scales::<I>(panel + p, block);
                     for i in 0..M {
