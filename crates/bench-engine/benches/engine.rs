@@ -2,7 +2,8 @@
 //! and batches, as medians of repeats.
 //!
 //! `cargo bench -p bench-engine --bench engine -- MODEL [key=value …]`, for example
-//! `gpt-oss-20b dense=q8_0 precision=int8 pp=64,512 tg=0,32768 batch=1,8 repeats=5 threads=2`.
+//! `gpt-oss-20b dense=q8_0 precision=int8 pp=64,512 tg=0,32768 batch=1,8 repeats=5 threads=2`. The start of a
+//! checkpoint whose quantized weights are kept: `FOLDER dense=q8_0 packed-cache=DIR pp= tg=`, twice.
 
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 
@@ -11,8 +12,8 @@ use std::time::Instant;
 use bench_engine::sampling::{Sampler, SamplingParams};
 use bench_engine::session::{OpenOptions, open_model};
 use bench_engine::{
-    ActivationDtype, DenseDtype, ExpertMode, Hooks, KvDtype, LoadOptions, MatmulPrecision, Model, Sequence,
-    Workspace, system,
+    ActivationDtype, DenseDtype, ExpertMode, Hooks, KvDtype, LoadOptions, MatmulPrecision, Model,
+    PackedCache, Sequence, Workspace, system,
 };
 use bench_kernels::pool::{Pool, PoolOptions};
 use bench_kernels::{Exec, Variant, bandwidth};
@@ -57,6 +58,7 @@ fn args() -> Args {
             ("chunk", n) => args.chunk = n.parse().unwrap(),
             ("threads", n) => args.threads = n.parse().unwrap(),
             ("pin", n) => pin = n.parse().unwrap(),
+            ("packed-cache", folder) => args.load.packed_cache = Some(PackedCache::at(folder.as_ref())),
             ("layers", n) => args.load.num_layers = Some(n.parse().unwrap()),
             ("dense", "native") => args.load.dense_dtype = DenseDtype::Native,
             ("dense", "q8_0") => args.load.dense_dtype = DenseDtype::Q8_0,
@@ -110,7 +112,8 @@ fn main() {
     let args = args();
     system::check_kernel_variant().unwrap();
     println!("read bandwidth, {} threads: {:.1} GB/s", args.threads, read_gb_s(args.threads));
-    let most = args.prompts.iter().chain(&args.depths).max().unwrap() + WARM_STEPS + STEPS * args.repeats + 1;
+    let longest = args.prompts.iter().chain(&args.depths).max();
+    let most = longest.map_or(1, |n| n + WARM_STEPS + STEPS * args.repeats + 1);
     let options = OpenOptions {
         load: args.load.clone(),
         seed: 1,
@@ -128,6 +131,7 @@ fn main() {
         args.model,
         resident_gb()
     );
+    model.load_notes().lines().for_each(|note| println!("{note}"));
     for &n in &args.prompts {
         prompt(&model, &args, n);
     }

@@ -4,6 +4,7 @@
 //! tensor is read before the model asks for it.
 
 mod header;
+mod identity;
 pub(crate) mod index;
 
 use std::collections::{BTreeMap, HashMap};
@@ -18,12 +19,16 @@ use crate::error::excerpt;
 use crate::layout::{self, Role, TensorSpec};
 use crate::weights::{HostBytes, HostTensor, TensorDtype, WeightSource};
 use header::Entry;
+pub use identity::Identity;
+use identity::Stamp;
 use index::{INDEX_FILE, Index, MAX_INDEX_BYTES, SINGLE_FILE};
 
 const DOWNLOAD_AGAIN: &str = "delete the file and download it again";
 
 struct Shard {
     path: PathBuf,
+    /// Of before it was mapped.
+    stamp: Stamp,
     origin: Arc<str>,
     file: Arc<MappedFile>,
 }
@@ -180,16 +185,23 @@ impl WeightSource for Folder {
     fn contains(&self, name: &str) -> bool {
         self.tensors.contains_key(name)
     }
+
+    fn identity(&self) -> Result<Option<Identity>, Error> {
+        let files = self.shards.iter().map(|shard| (shard.path.as_path(), &shard.stamp, shard.file.as_ref()));
+        Identity::of(&self.path, files).map(Some)
+    }
 }
 
 fn open_shard(path: PathBuf) -> Result<(Shard, HashMap<String, Entry>), Error> {
-    let file = MappedFile::open(&path).map_err(|source| Error::Io { path: path.clone(), source })?;
+    let io = |source| Error::Io { path: path.clone(), source };
+    let stamp = Stamp::of(&path).map_err(io)?;
+    let file = MappedFile::open(&path).map_err(io)?;
     let entries = header::parse(file.as_bytes()).map_err(|problem| {
         let problem = format!("{}; {DOWNLOAD_AGAIN}", excerpt(problem));
         Error::BadFile { path: path.clone(), problem }
     })?;
     let origin = path.display().to_string().into();
-    Ok((Shard { path, origin, file: Arc::new(file) }, entries))
+    Ok((Shard { path, stamp, origin, file: Arc::new(file) }, entries))
 }
 
 fn supported_dtype(name: &str, shard: &Shard, entry: &Entry) -> Result<TensorDtype, Error> {

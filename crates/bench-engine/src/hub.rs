@@ -17,6 +17,7 @@ use crate::Error;
 use crate::checkpoint::index::{INDEX_FILE, Index, MAX_INDEX_BYTES, SINGLE_FILE};
 use crate::error::excerpt;
 use client::{Client, Head};
+pub(crate) use options::cache_dir;
 pub use options::{HubOptions, is_repo_name};
 use store::Repo;
 

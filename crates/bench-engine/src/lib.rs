@@ -39,6 +39,6 @@ pub use dtype::Stored;
 pub use error::{Error, Result};
 pub use hooks::{Hooks, Routing};
 pub use model::{
-    ActivationDtype, DenseDtype, ExpertMode, KvDtype, LoadOptions, Logits, MatmulPrecision, Model, Progress,
-    Workspace,
+    ActivationDtype, DenseDtype, ExpertMode, KvDtype, LoadNotes, LoadOptions, Logits, MatmulPrecision, Model,
+    PackedCache, Progress, Workspace,
 };

@@ -9,6 +9,7 @@ use bench_kernels::host::{AlignedBytes, MappedFile};
 use half::{bf16, f16};
 
 use crate::Error;
+use crate::checkpoint::Identity;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TensorDtype {
@@ -228,6 +229,15 @@ pub trait WeightSource: Send + Sync {
     /// How the tensor `name` is made, if it is generated: a device can then make it itself, with the same bits.
     fn recipe(&self, _name: &str) -> Option<Recipe> {
         None
+    }
+    /// What tells these weights from all others, for what is made of them and kept. `None` where nothing does, and
+    /// for generated weights: to make one of their tensors takes longer than to quantize it, and whoever measures
+    /// with them has no checkpoint that would be started again and again.
+    ///
+    /// # Errors
+    /// Files that cannot be read, or that are not what was opened any more.
+    fn identity(&self) -> Result<Option<Identity>, Error> {
+        Ok(None)
     }
 }
 

@@ -47,6 +47,7 @@ pub fn load_options(dtypes: Dtypes, layers: Option<u32>) -> LoadOptions {
         num_layers: layers.map(|l| l as usize),
         exec: Exec::shared(),
         place: Place::Host,
+        packed_cache: None,
     }
 }
 

@@ -50,19 +50,35 @@ impl HubOptions {
     pub fn from_variables(variable: impl Fn(&str) -> Option<String>) -> Result<Self, Error> {
         let variable = |name: &str| variable(name).map(|v| v.trim().to_owned()).filter(|v| !v.is_empty());
         let path = |name: &str| variable(name).map(PathBuf::from);
-        let user_cache = path("XDG_CACHE_HOME").or_else(|| Some(path("HOME")?.join(".cache")));
-        let cache_dir = path("OSSBENCH_CACHE").or_else(|| Some(user_cache.as_ref()?.join("ossbench")));
-        let cache_dir = cache_dir.ok_or(Error::HubName {
-            what: "cache folder",
-            name: String::new(),
-            expected: "a path in OSSBENCH_CACHE, XDG_CACHE_HOME or HOME",
-        })?;
-        let hub_home = path("HF_HOME").or_else(|| Some(user_cache?.join("huggingface")));
+        let cache_dir = cache_dir(&variable)?;
+        let hub_home = path("HF_HOME").or_else(|| Some(user_cache(&variable)?.join("huggingface")));
         let token_file = path("HF_TOKEN_PATH").or_else(|| Some(hub_home?.join("token")));
         let token = variable("HF_TOKEN").or_else(|| read_token(&token_file?));
         let endpoint = variable("HF_ENDPOINT").unwrap_or_else(|| ENDPOINT.to_owned());
         Ok(Self { endpoint: endpoint.trim_end_matches('/').to_owned(), cache_dir, token })
     }
+}
+
+/// Where this program keeps what it can bring or make again: `OSSBENCH_CACHE`, or `ossbench` in the user's cache
+/// folder. An empty variable counts as absent.
+///
+/// # Errors
+/// [`Error::HubName`] when there is neither `OSSBENCH_CACHE` nor a home folder.
+pub(crate) fn cache_dir(variable: &impl Fn(&str) -> Option<String>) -> Result<PathBuf, Error> {
+    let own = given(variable, "OSSBENCH_CACHE");
+    own.or_else(|| Some(user_cache(variable)?.join("ossbench"))).ok_or(Error::HubName {
+        what: "cache folder",
+        name: String::new(),
+        expected: "a path in OSSBENCH_CACHE, XDG_CACHE_HOME or HOME",
+    })
+}
+
+fn user_cache(variable: &impl Fn(&str) -> Option<String>) -> Option<PathBuf> {
+    given(variable, "XDG_CACHE_HOME").or_else(|| Some(given(variable, "HOME")?.join(".cache")))
+}
+
+fn given(variable: &impl Fn(&str) -> Option<String>, name: &str) -> Option<PathBuf> {
+    variable(name).map(|path| path.trim().to_owned()).filter(|path| !path.is_empty()).map(PathBuf::from)
 }
 
 /// An absent or unreadable token file is no token: public repositories need none, others will say so.

@@ -13,6 +13,7 @@ use half::bf16;
 
 use crate::config::{ExpertDtype, ModelConfig, MoeConfig};
 use crate::error::{Error, Result};
+use crate::model::packed_cache::{LoadNotes, Packing};
 use crate::model::{DenseDtype, ExpertMode, LoadOptions, Progress, pack};
 use crate::ops::kernel_error;
 use crate::ops::linear::{Linear, Matrix};
@@ -23,6 +24,7 @@ use crate::weights::{HostBytes, HostTensor, TensorDtype, WeightSource};
 pub(crate) struct Loader<'a> {
     source: &'a dyn WeightSource,
     options: &'a LoadOptions,
+    packing: Packing,
     progress: &'a mut dyn FnMut(Progress),
     done: u64,
     total: u64,
@@ -36,12 +38,13 @@ impl<'a> Loader<'a> {
         layers: usize,
         progress: &'a mut dyn FnMut(Progress),
     ) -> Self {
-        Self { source, options, progress, done: 0, total: layers as u64, bytes: 0 }
+        let packing = Packing::new(options, source);
+        Self { source, options, packing, progress, done: 0, total: layers as u64, bytes: 0 }
     }
 
-    /// Bytes of all that was loaded so far.
-    pub(crate) fn bytes(&self) -> u64 {
-        self.bytes
+    /// All is loaded: how many bytes it has, and what there is to tell.
+    pub(crate) fn finish(self) -> (u64, LoadNotes) {
+        (self.bytes, self.packing.finish(self.source))
     }
 
     pub(crate) fn layer_done(&mut self) {
@@ -92,7 +95,7 @@ impl<'a> Loader<'a> {
         if !matches!(tensor.dtype, TensorDtype::F32 | TensorDtype::Bf16) {
             return self.matrix(name, rows, cols);
         }
-        let (codes, scales) = pack::quantized(&self.options.exec, &tensor, format)?;
+        let (codes, scales) = self.packing.matrix(&tensor, format)?;
         self.bytes += (codes.as_bytes().len() + scales.as_bytes().len()) as u64;
         Ok(Matrix::packed(format, codes, scales, rows, cols))
     }

@@ -8,6 +8,7 @@ mod gpt_oss;
 pub(crate) mod load;
 mod logits;
 mod pack;
+mod packed_cache;
 mod step;
 
 use bench_kernels::Exec;
@@ -25,6 +26,7 @@ use crate::place::Place;
 use crate::rope::RotaryEmbedding;
 use crate::weights::WeightSource;
 pub use logits::Logits;
+pub use packed_cache::{LoadNotes, PackedCache};
 pub use step::Workspace;
 pub(crate) use step::{Span, Step};
 
@@ -137,6 +139,9 @@ pub struct LoadOptions {
     pub place: Place,
     /// Only the first layers; `None` for all.
     pub num_layers: Option<usize>,
+    /// Where quantized matrices are kept for the next start; `None`: nowhere. Of no effect on a GPU, which quantizes
+    /// faster than it could be brought there.
+    pub packed_cache: Option<PackedCache>,
 }
 
 /// How far a build is.
@@ -165,6 +170,7 @@ pub struct Model {
     rope: RotaryEmbedding,
     transformer: Transformer,
     weights_bytes: u64,
+    notes: LoadNotes,
 }
 
 /// Which positions are unembedded.
@@ -207,8 +213,8 @@ impl Model {
                 Transformer::Dense(dense::Transformer::load(&mut loader, &config)?)
             }
         };
-        let weights_bytes = loader.bytes();
-        Ok(Self::of(config, options, rope, transformer, weights_bytes))
+        let (weights_bytes, notes) = loader.finish();
+        Ok(Self { notes, ..Self::of(config, options, rope, transformer, weights_bytes) })
     }
 
     fn of(
@@ -227,7 +233,13 @@ impl Model {
             rope,
             transformer,
             weights_bytes,
+            notes: LoadNotes::default(),
         }
+    }
+
+    /// What loading it had to tell.
+    pub fn load_notes(&self) -> &LoadNotes {
+        &self.notes
     }
 
     pub fn config(&self) -> &ModelConfig {

@@ -76,6 +76,18 @@ pub(crate) fn quantized(
     }
     .map_err(kernel_error(&tensor.name))?;
     tensor.release(0..tensor.as_bytes().len());
+    in_place_of(tensor, codes, scales)
+}
+
+/// Codes and scales as tensors that have the name of the one they were made of.
+///
+/// # Errors
+/// None: bytes are as many as they are.
+pub(super) fn in_place_of(
+    tensor: &HostTensor,
+    codes: AlignedBytes,
+    scales: AlignedBytes,
+) -> Result<(HostTensor, HostTensor)> {
     Ok((Like::of(tensor).tensor(codes)?, Like::of(tensor).tensor(scales)?))
 }
 
@@ -123,7 +135,7 @@ impl Bytes {
 }
 
 /// Calls `work` with the number of each part and the part, on all threads; the first error.
-fn each<T: Send, E: Send>(
+pub(super) fn each<T: Send, E: Send>(
     exec: &Exec,
     parts: impl Iterator<Item = T>,
     work: impl Fn(usize, T) -> std::result::Result<(), E> + Sync,
