@@ -25,6 +25,7 @@ mod html;
 mod hub;
 mod latency;
 mod llama;
+mod packed_cache;
 mod presets;
 mod real_layout;
 mod report;

@@ -12,6 +12,7 @@ mod secrets;
 pub mod signal;
 
 use args::{Cli, Command};
+use bench_engine::PackedCache;
 use clap::Parser;
 pub use error::CliError;
 use std::ffi::OsString;
@@ -38,7 +39,9 @@ pub fn run(
     };
     let command: Vec<String> = args.iter().map(|a| a.to_string_lossy().into_owned()).collect();
     let io = &mut Io { out, err };
-    if let Err(e) = bench_engine::system::check_kernel_variant() {
+    // A variable that says something unknown is told at once, whatever the command.
+    let variables = bench_engine::system::check_kernel_variant().and_then(|()| PackedCache::from_env());
+    if let Err(e) = variables {
         return finish(Err(CliError::Usage(e.to_string())), io);
     }
     let result = match &cli.command {

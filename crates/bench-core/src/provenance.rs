@@ -64,6 +64,10 @@ pub struct Provenance {
     /// Per model label, filled when its server was asked.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub servers: BTreeMap<String, ServerFacts>,
+    /// Per model label, how its quantized weights came into memory where some were kept between starts: each way once,
+    /// in the order in which it was first met. No measured window has a load in it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub loads: BTreeMap<String, Vec<String>>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub resumptions: Vec<Resumption>,
 }

@@ -232,6 +232,12 @@ pub trait Target {
         None
     }
 
+    /// How the model that was prepared last came into memory, where one start may differ from the next; `None` if it
+    /// was there already.
+    fn how_loaded(&mut self) -> Option<String> {
+        None
+    }
+
     /// What the reader of the results should know and no request tells, since this was last asked.
     fn notes(&mut self) -> Vec<String> {
         Vec::new()

@@ -43,6 +43,8 @@ pub trait Observer {
     fn warning(&mut self, _message: &str) {}
     /// `fraction` of `model` is loaded, 0 to 1.
     fn model_loading(&mut self, _model: &str, _fraction: f64) {}
+    /// How `model` came into memory; told once for each way.
+    fn model_loaded(&mut self, _model: &str, _how: &str) {}
     fn model_ready(&mut self, _model: &str, _facts: Option<&ModelFacts>) {}
     fn model_failed(&mut self, _model: &str, _message: &str) {}
     /// An earlier process finished this trial; told before anything runs.

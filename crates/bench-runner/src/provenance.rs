@@ -36,6 +36,7 @@ pub fn gather(plan: &Plan, command: &[String]) -> Provenance {
         machine: machine(),
         models: BTreeMap::new(),
         servers: BTreeMap::new(),
+        loads: BTreeMap::new(),
         resumptions: Vec::new(),
     }
 }

@@ -129,6 +129,11 @@ impl Session<'_> {
                 if let Some(facts) = &facts {
                     folder.record_model(label, facts)?;
                 }
+                if let Some(how) = target.how_loaded()
+                    && folder.record_load(label, &how)?
+                {
+                    observer.model_loaded(label, &how);
+                }
                 observer.model_ready(label, facts.as_ref());
                 if let Some(server) = target.server() {
                     folder.record_server(label, &server)?;

@@ -264,6 +264,16 @@ impl RunFolder {
         self.write_provenance()
     }
 
+    /// Adds how a model was loaded to the provenance; `false` if that stands there.
+    pub fn record_load(&mut self, label: &str, how: &str) -> Result<bool> {
+        let ways = self.provenance.loads.entry(label.to_owned()).or_default();
+        if ways.iter().any(|way| way == how) {
+            return Ok(false);
+        }
+        ways.push(how.to_owned());
+        self.write_provenance().map(|()| true)
+    }
+
     /// Adds what was found out about a model's server to the provenance.
     pub fn record_server(&mut self, label: &str, facts: &ServerFacts) -> Result<()> {
         if self.provenance.servers.get(label) == Some(facts) {

@@ -44,7 +44,7 @@ pub fn open(plan: &Plan, secrets: Secrets) -> Result<Opened> {
 pub fn open_isolated(plan: &Plan, program: &Path) -> Result<Opened> {
     // What is wrong with the settings is said once and now, not by every process.
     #[cfg(feature = "engine")]
-    drop(engine::EngineTarget::new(plan)?);
+    drop(engine_target(plan)?);
     let clock: Arc<dyn Clock> = Arc::new(MonotonicClock::default());
     let target = isolated::IsolatedTarget::new(plan, program, clock.clone());
     Ok(Opened { target: Box::new(target), clock })
@@ -67,7 +67,7 @@ fn http_target(_plan: &Plan, _secrets: Secrets) -> Result<Opened> {
 
 #[cfg(feature = "engine")]
 fn engine_target(plan: &Plan) -> Result<Opened> {
-    Ok(real(engine::EngineTarget::new(plan)?))
+    Ok(real(engine::EngineTarget::new(plan)?.with_packed_cache_of_user()?))
 }
 
 #[cfg(not(feature = "engine"))]

@@ -3,7 +3,7 @@
 //! One model is in memory at a time: the reference leaves its logits, then each choice is loaded anew. What a
 //! distance is stands in `bench_engine::fidelity`.
 
-use super::model::{load_options_of, open_options, weights_seed};
+use super::model::{load_options_of, open_options, say, weights_seed};
 use crate::args::{FidelityArgs, Gate};
 use crate::progress::Waiting;
 use crate::{CliError, Io};
@@ -127,7 +127,10 @@ fn wanted(args: &FidelityArgs) -> Vec<Dtypes> {
 fn open(args: &FidelityArgs, dtypes: Dtypes, what: &str, io: &mut Io<'_>) -> Result<Model, CliError> {
     let options = options(args, load_options_of(&args.engine, dtypes)?);
     let mut bar = Waiting::new(&format!("loading {} in {what}", args.model), io.err);
-    Ok(session::open_model(&args.model, &options, &mut |p| bar.set(p.done, p.total, p.unit))?)
+    let model = session::open_model(&args.model, &options, &mut |p| bar.set(p.done, p.total, p.unit))?;
+    drop(bar);
+    say(&model, io)?;
+    Ok(model)
 }
 
 fn options(args: &FidelityArgs, load: LoadOptions) -> OpenOptions {

@@ -1,6 +1,6 @@
 //! `ossbench logits`: what the model computes for given ids, as a safetensors file.
 
-use super::model::{PREFILL_CHUNK, load_options_of, open_options};
+use super::model::{PREFILL_CHUNK, load_options_of, open_options, say};
 use crate::args::LogitsArgs;
 use crate::progress::Waiting;
 use crate::{CliError, Io};
@@ -18,6 +18,7 @@ pub(crate) fn run(args: &LogitsArgs, io: &mut Io<'_>) -> Result<(), CliError> {
     let mut bar = Waiting::new(&format!("loading {}", args.model), io.err);
     let model = open_model(&args.model, &options, &mut |p| bar.set(p.done, p.total, p.unit))?;
     drop(bar);
+    say(&model, io)?;
     let sites: Vec<&str> = args.sites.iter().map(String::as_str).collect();
     let inspection = Inspection {
         ids: &args.ids,

@@ -7,7 +7,7 @@ use bench_core::plan::{Dtypes, derive_seed};
 use bench_engine::place::Place;
 use bench_engine::session::{ChatOptions, OpenOptions, Session};
 use bench_engine::text::harmony::ReasoningEffort;
-use bench_engine::{Exec, LoadOptions};
+use bench_engine::{Exec, LoadOptions, Model, PackedCache};
 use std::sync::Arc;
 
 /// A model that answers.
@@ -29,7 +29,16 @@ pub(crate) fn open(
     let mut bar = Waiting::new(&format!("loading {model}"), io.err);
     let session = bench_engine::session::open(model, &options, &mut |p| bar.set(p.done, p.total, p.unit))?;
     drop(bar);
+    say(&session.model, io)?;
     Ok(Opened { session: Arc::new(session) })
+}
+
+/// What loading `model` had to tell.
+pub(crate) fn say(model: &Model, io: &mut Io<'_>) -> Result<(), CliError> {
+    for note in model.load_notes().lines() {
+        writeln!(io.err, "note: {note}")?;
+    }
+    Ok(())
 }
 
 /// Prompt tokens per forward pass.
@@ -70,7 +79,12 @@ pub(crate) fn load_options(engine: &EngineArgs) -> Result<LoadOptions, CliError>
 /// The same with other precisions.
 pub(crate) fn load_options_of(engine: &EngineArgs, dtypes: Dtypes) -> Result<LoadOptions, CliError> {
     let options = bench_runner::shape::load_options(dtypes, engine.layers);
-    Ok(LoadOptions { exec: exec(engine)?, place: Place::open(engine.device())?, ..options })
+    Ok(LoadOptions {
+        exec: exec(engine)?,
+        place: Place::open(engine.device())?,
+        packed_cache: PackedCache::from_env()?,
+        ..options
+    })
 }
 
 fn exec(engine: &EngineArgs) -> Result<Exec, CliError> {

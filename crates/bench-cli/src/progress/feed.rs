@@ -53,6 +53,10 @@ impl Observer for Feed<'_> {
         self.shared.state().set_phase(Phase::Loading { model: model.to_owned(), fraction });
     }
 
+    fn model_loaded(&mut self, model: &str, how: &str) {
+        self.note(Level::Info, format!("{model}: {how}"));
+    }
+
     fn model_ready(&mut self, _model: &str, _facts: Option<&ModelFacts>) {
         self.shared.state().set_phase(Phase::Starting);
     }

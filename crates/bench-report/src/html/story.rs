@@ -187,6 +187,9 @@ fn facts(run: &RunInput) -> Vec<Fact> {
         let text = serde_json::to_value(server).unwrap_or_default();
         facts.push(fact("Server", format!("{label}: {}", flat(&text))));
     }
+    for (label, ways) in &p.loads {
+        facts.extend(ways.iter().map(|how| fact("Loaded", format!("{label}: {how}"))));
+    }
     for resumed in &p.resumptions {
         facts.push(fact("Resumed", format!("{}, {}", resumed.started_at, build(&resumed.build))));
     }

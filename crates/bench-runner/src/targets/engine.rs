@@ -6,12 +6,13 @@ mod device;
 mod generate;
 mod load;
 
+use crate::shape;
 use bench_core::event::{EventKind, FailureKind};
 use bench_core::plan::{Cell, ModelPlan, Plan, Sampling};
 use bench_core::shape::ModelFacts;
 use bench_core::target::{Recorder, Request, StopFlag, Target, TargetError};
 use bench_engine::place::Place;
-use bench_engine::{Exec, system};
+use bench_engine::{Exec, LoadNotes, LoadOptions, PackedCache, system};
 use device::Meter;
 use generate::generate;
 use load::{Key, Loaded};
@@ -21,10 +22,13 @@ pub struct EngineTarget {
     /// Instruction set and threads, the same for all models.
     exec: Exec,
     place: Place,
+    packed_cache: Option<PackedCache>,
     /// Loaded models, the one in use last. More than one only when all of the plan fit in memory together.
     loaded: Vec<Loaded>,
     /// That of the model prepared last; another label of the same model may sample differently.
     sampling: Option<Sampling>,
+    /// Of the last load, until it is asked for.
+    notes: LoadNotes,
 }
 
 impl EngineTarget {
@@ -44,7 +48,30 @@ impl EngineTarget {
     pub fn at(plan: &Plan, place: Place) -> Result<Self, TargetError> {
         let threads = plan.target.threads.map(|t| t as usize);
         let exec = system::exec(threads, plan.target.pin_threads).map_err(|e| TargetError(e.to_string()))?;
-        Ok(Self { plan: plan.clone(), exec, place, loaded: Vec::new(), sampling: None })
+        Ok(Self {
+            plan: plan.clone(),
+            exec,
+            place,
+            packed_cache: None,
+            loaded: Vec::new(),
+            sampling: None,
+            notes: LoadNotes::default(),
+        })
+    }
+
+    /// Keeps quantized weights for the next start where the user's variables say; without this nothing is kept.
+    ///
+    /// # Errors
+    /// A variable with a value that means nothing.
+    pub fn with_packed_cache_of_user(self) -> Result<Self, TargetError> {
+        let cache = PackedCache::from_env().map_err(|e| TargetError(e.to_string()))?;
+        Ok(self.with_packed_cache(cache))
+    }
+
+    /// Keeps quantized weights for the next start in `cache`.
+    #[must_use]
+    pub fn with_packed_cache(self, cache: Option<PackedCache>) -> Self {
+        Self { packed_cache: cache, ..self }
     }
 
     fn current(&self) -> Result<&Loaded, TargetError> {
@@ -71,12 +98,29 @@ impl Target for EngineTarget {
             if !load::fit_together(&self.plan, held, &self.place) {
                 self.loaded.clear();
             }
-            let loaded = load::load(&self.plan, model, &self.exec, &self.place, progress)?;
+            let load = LoadOptions {
+                exec: self.exec.clone(),
+                place: self.place.clone(),
+                packed_cache: self.packed_cache.clone(),
+                ..shape::load_options(model.dtypes(), model.layers)
+            };
+            let loaded = load::load(&self.plan, model, load, progress)?;
+            let LoadNotes { packed, warnings } = loaded.model.load_notes().clone();
+            self.notes.packed = packed;
+            self.notes.warnings.extend(warnings.into_iter().map(|note| format!("{}: {note}", model.label)));
             self.loaded.push(loaded);
         }
         self.sampling = Some(model.sampling.clone());
         progress(1.0);
         Ok(Some(self.current()?.facts.clone()))
+    }
+
+    fn how_loaded(&mut self) -> Option<String> {
+        self.notes.packed.take()
+    }
+
+    fn notes(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.notes.warnings)
     }
 
     fn lost(&self) -> Option<String> {

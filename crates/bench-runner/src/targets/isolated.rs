@@ -40,7 +40,10 @@ pub struct IsolatedTarget {
     clock: Arc<dyn Clock>,
     /// Loaded and waiting for its trial.
     process: Option<Process>,
+    how_loaded: Option<String>,
     notes: Vec<String>,
+    /// What processes told of their loads: each of them may tell the same, which is noted once.
+    told: BTreeSet<String>,
     /// Why the last process could not go on, in its own words: the next would hardly fare better, and a person should
     /// look first.
     lost: Option<String>,
@@ -57,7 +60,9 @@ impl IsolatedTarget {
             program: program.to_owned(),
             clock,
             process: None,
+            how_loaded: None,
             notes: Vec::new(),
+            told: BTreeSet::new(),
             lost: None,
             to_stop: TO_STOP,
         }
@@ -109,6 +114,11 @@ impl Target for IsolatedTarget {
         loop {
             match process.next(stop, AT_ONCE) {
                 Ok(FromEngine::Loading(fraction)) => progress(fraction),
+                Ok(FromEngine::Loaded { how, notes }) => {
+                    self.how_loaded = how;
+                    let new = notes.into_iter().filter(|note| self.told.insert(note.clone()));
+                    self.notes.extend(new);
+                }
                 Ok(FromEngine::Ready(facts)) => {
                     self.process = Some(process);
                     return Ok(facts.map(|facts| *facts));
@@ -150,6 +160,10 @@ impl Target for IsolatedTarget {
 
     fn process(&self) -> Option<u32> {
         self.process.as_ref().map(Process::id)
+    }
+
+    fn how_loaded(&mut self) -> Option<String> {
+        self.how_loaded.take()
     }
 
     fn notes(&mut self) -> Vec<String> {
@@ -233,7 +247,10 @@ fn follow(
             }
             FromEngine::Ended(error) => return Ok(End::Told(error)),
             FromEngine::Lost(why) => return Ok(End::Lost(why)),
-            FromEngine::Loading(_) | FromEngine::Ready(_) | FromEngine::Failed(_) => {
+            FromEngine::Loading(_)
+            | FromEngine::Loaded { .. }
+            | FromEngine::Ready(_)
+            | FromEngine::Failed(_) => {
                 return Err(Silence::Ended(process.give_up("told of loading inside a trial")));
             }
         };

@@ -12,7 +12,7 @@ use bench_engine::session::{self, ChatOptions, OpenOptions, Session};
 use bench_engine::source::ModelRef;
 use bench_engine::text::harmony::ReasoningEffort;
 use bench_engine::text::{PromptBuilder, Split};
-use bench_engine::{Error, Exec, Model, preflight};
+use bench_engine::{Error, LoadOptions, Model, preflight};
 
 /// Tokens at which a turn or text ends, in the formats that are in use.
 const END_TOKENS: [&str; 8] = [
@@ -51,20 +51,18 @@ pub(super) struct Loaded {
     pub(super) facts: ModelFacts,
 }
 
-/// Loads `model` with the plan's settings; `progress` is told the fraction that is done.
+/// Loads `model` with the plan's settings, by `load`; `progress` is told the fraction that is done.
 ///
 /// # Errors
 /// What cannot be opened, does not fit, or has no tokenizer, with the model's name.
 pub(super) fn load(
     plan: &Plan,
     model: &ModelPlan,
-    exec: &Exec,
-    place: &Place,
+    load: LoadOptions,
     progress: &mut dyn FnMut(f64),
 ) -> Result<Loaded, TargetError> {
     let fail = |e: Error| TargetError(format!("model \"{}\": {e}", model.label));
-    let mut options = options(plan, model).map_err(fail)?;
-    (options.load.exec, options.load.place) = (exec.clone(), place.clone());
+    let options = OpenOptions { load, ..options(plan, model).map_err(fail)? };
     let mut fraction = |p: bench_engine::Progress| progress(p.done as f64 / p.total.max(1) as f64);
     let session = session::open(&model.id, &options, &mut fraction).map_err(fail)?;
     let prompts = |split| prompts(plan, &session, split).map_err(fail);
@@ -145,8 +143,8 @@ mod tests {
     fn end_tokens_are_suppressed_and_prompts_exact() {
         let plan = plan(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/gpt-oss-tiny"));
         let mut fractions = Vec::new();
-        let loaded =
-            load(&plan, &plan.models[0], &Exec::shared(), &Place::Host, &mut |f| fractions.push(f)).unwrap();
+        let exact = LoadOptions::default();
+        let loaded = load(&plan, &plan.models[0], exact, &mut |f| fractions.push(f)).unwrap();
         // golden/README.md: `<|return|>` 494, `<|end|>` 499, `<|call|>` 504.
         assert!([494, 499, 504].iter().all(|id| loaded.suppressed.contains(id)), "{:?}", loaded.suppressed);
         assert!(fractions.is_sorted() && fractions.last() == Some(&1.0), "{fractions:?}");
@@ -167,10 +165,9 @@ mod tests {
         for cell in &mut plan.cells {
             (cell.prompt_tokens, cell.batch) = (100_000, 10_000);
         }
-        let error =
-            load(&plan, &plan.models[0], &Exec::shared(), &Place::Host, &mut |_| panic!("nothing is loaded"))
-                .err()
-                .unwrap();
+        let exact = LoadOptions::default();
+        let loaded = load(&plan, &plan.models[0], exact, &mut |_| panic!("nothing is loaded"));
+        let error = loaded.err().unwrap();
         let error = error.to_string();
         assert!(error.starts_with("model \"gpt-oss-120b\": ") && error.contains("GiB"), "{error}");
         assert!(!fit_together(&plan, 0, &Place::Host));

@@ -45,6 +45,11 @@ pub(super) struct Start {
 pub(super) enum FromEngine {
     /// The fraction of the model that is loaded.
     Loading(f64),
+    /// How the model came into memory, and what should be known of that: before `Ready`, if there is something.
+    Loaded {
+        how: Option<String>,
+        notes: Vec<String>,
+    },
     Ready(Option<Box<ModelFacts>>),
     /// The model cannot be run, and why.
     Failed(String),

@@ -110,8 +110,12 @@ fn make_ready(
     let facts = target
         .prepare(model, &mut progress, stop)
         .map_err(|error| Unready { lost: target.lost().is_some(), ..error.into() })?;
-    let ready = FromEngine::Ready(facts.map(Box::new));
-    line.say(&ready).map_err(|e| TargetError(format!("nobody listens: {e}")))?;
+    let nobody = |e: io::Error| TargetError(format!("nobody listens: {e}"));
+    let (how, notes) = (target.how_loaded(), target.notes());
+    if how.is_some() || !notes.is_empty() {
+        line.say(&FromEngine::Loaded { how, notes }).map_err(nobody)?;
+    }
+    line.say(&FromEngine::Ready(facts.map(Box::new))).map_err(nobody)?;
     Ok(target)
 }
 

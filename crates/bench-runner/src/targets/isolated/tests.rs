@@ -319,3 +319,57 @@ fn notes_tell_what_a_process_said_though_it_went_well() {
         ]
     );
 }
+
+/// What it is told, warnings marked.
+#[derive(Default)]
+struct Heard(Vec<String>);
+
+impl crate::Observer for Heard {
+    fn warning(&mut self, message: &str) {
+        self.0.push(format!("! {message}"));
+    }
+
+    fn model_loaded(&mut self, model: &str, how: &str) {
+        self.0.push(format!("{model} {how}"));
+    }
+}
+
+#[test]
+fn what_processes_tell_of_their_loads_is_stored_and_told_once() {
+    // Three trials of each of two models, all in processes that say the same.
+    let (dir, mut plan) = (TempDir::new().unwrap(), plan(2));
+    let again: Vec<Trial> = plan.trials.iter().flat_map(|trial| [trial; 3]).cloned().collect();
+    plan.trials = again;
+    for (index, trial) in plan.trials.iter_mut().enumerate() {
+        (trial.index, trial.round) = (index as u32, index as u32 % 3);
+    }
+    let told = "echo '{\"loaded\":{\"how\":\"from a file\",\"notes\":[\"mind the disk\"]}}'\n";
+    let program = program(dir.path(), &format!("{told}{READY}echo '{{\"ended\":\"no prompt\"}}'"));
+    let clock: Arc<dyn Clock> = Arc::new(MonotonicClock::default());
+    let mut target = IsolatedTarget::new(&plan, &program, clock.clone());
+    let mut folder = RunFolder::create(dir.path(), "", &plan, &provenance::gather(&plan, &[])).unwrap();
+    let mut heard = Heard::default();
+    crate::run(RunContext {
+        plan: &plan,
+        folder: &mut folder,
+        target: &mut target,
+        clock: &clock,
+        stop: &StopFlag::new(),
+        observer: &mut heard,
+        probes: Probes::default(),
+    })
+    .unwrap();
+    let labels: Vec<&str> = plan.models.iter().map(|model| model.label.as_str()).collect();
+    let expected = [
+        "! mind the disk".to_owned(),
+        format!("{} from a file", labels[0]),
+        format!("{} from a file", labels[1]),
+    ];
+    let mut heard = heard.0;
+    heard.sort();
+    assert_eq!(heard, expected);
+    let stored = RunFolder::open(folder.path()).unwrap().provenance().loads.clone();
+    let stored: Vec<(&str, &[String])> = stored.iter().map(|(l, ways)| (l.as_str(), &ways[..])).collect();
+    let ways = ["from a file".to_owned()];
+    assert_eq!(stored, [(labels[0], &ways[..]), (labels[1], &ways[..])]);
+}
