@@ -23,6 +23,7 @@ fn main() {
         .include("src")
         .include(KERNELS)
         .file("src/emulate.cpp")
+        .file("src/emulate_warpgroup.cpp")
         .file("src/faults.cu");
     let files = Path::new(KERNELS).read_dir().into_iter().flatten().flatten().map(|entry| entry.path());
     let mut kernels: Vec<_> = files.filter(|path| path.extension().is_some_and(|e| e == "cu")).collect();

@@ -47,7 +47,9 @@ pub(crate) fn scripted(script: &Script) -> Stub {
 /// A folder of kernels: the stub looks at no image.
 pub(crate) fn images() -> tempfile::TempDir {
     let images = tempfile::tempdir().unwrap();
-    std::fs::write(images.path().join("all.sm_90a.cubin"), "stub").unwrap();
+    for architecture in ["sm_80", "sm_90a"] {
+        std::fs::write(images.path().join(format!("all.{architecture}.cubin")), "stub").unwrap();
+    }
     images
 }
 

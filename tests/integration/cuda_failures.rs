@@ -29,6 +29,11 @@ pub(crate) struct Ran {
 
 /// Runs a command with the emulated driver in the folder `dir`.
 pub(crate) fn ossbench(dir: &Path, script: &Script, args: &[&str]) -> Ran {
+    ossbench_with(dir, script, &[], args)
+}
+
+/// The same with more variables.
+pub(crate) fn ossbench_with(dir: &Path, script: &Script, vars: &[(&str, &str)], args: &[&str]) -> Ran {
     let (images, path) = (images(), dir.join("gpu.json"));
     std::fs::write(&path, serde_json::to_vec(script).unwrap()).unwrap();
     let ended = Command::new(std::env::current_exe().unwrap())
@@ -38,6 +43,7 @@ pub(crate) fn ossbench(dir: &Path, script: &Script, args: &[&str]) -> Ran {
         .env("OSSBENCH_LIBCUDA", cuda_stub::library().unwrap())
         .env("OSSBENCH_CUDA_IMAGES", images.path())
         .env(cuda_stub::SCRIPT_VARIABLE, &path)
+        .envs(vars.iter().copied())
         .output()
         .unwrap();
     let streams = [ended.stdout, ended.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());

@@ -15,6 +15,7 @@ mod cuda;
 mod cuda_choice;
 mod cuda_failures;
 mod cuda_memory;
+mod cuda_products;
 mod cuda_run;
 mod energy;
 mod fidelity;

@@ -131,6 +131,31 @@ impl Place {
         }
     }
 
+    /// Decides by which instructions a GPU makes products of many rows, unless that was done; [`Place::note`] then
+    /// has what is to be said of it.
+    ///
+    /// # Errors
+    /// `OSSBENCH_CUDA_PRODUCTS` names what the GPU does not have, or what fails there.
+    pub fn decide_products(&self) -> Result<()> {
+        match self {
+            Self::Host => Ok(()),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(device) => device.decide_products().map(drop).map_err(crate::cuda::gpu_error),
+        }
+    }
+
+    /// What the reader of results should know of a GPU's kernels, once a model is loaded: that products are not made
+    /// as fast as they could be, and why.
+    pub fn note(&self) -> Option<String> {
+        match self {
+            Self::Host => None,
+            #[cfg(feature = "cuda")]
+            Self::Cuda(device) => {
+                device.products_note().map(|note| format!("{}: {note}", device.info().label()))
+            }
+        }
+    }
+
     /// The error after which nothing more can be done on a GPU, if there was one.
     pub fn lost(&self) -> Option<Error> {
         match self {

@@ -31,7 +31,10 @@ typedef int i32;
 #define UNROLL _Pragma("unroll")
 // The block's dynamic shared memory, aligned to 128 bytes.
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(128) unsigned char name[]
-
+// Products of warpgroups: code for compute capability 9.0 alone, `sm_90a`.
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+#define HAS_WARPGROUPS
+#endif
 
 DEVICE void sync_block() { __syncthreads(); }
 DEVICE void sync_warp() { __syncwarp(); }
@@ -171,6 +174,9 @@ DEVICE float fast_exp2(float x) {
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(v) : "f"(x));
     return v;
 }
+#ifdef HAS_WARPGROUPS
+#include "device_warpgroup.cuh"
+#endif
 #endif
 
 DEVICE float bf16_to_float(u16 x) { return bits_to_float((u32)x << 16); }

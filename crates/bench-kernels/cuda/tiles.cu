@@ -11,6 +11,8 @@
 // on 132 multiprocessors in every launch (4.3 TB/s for 0.7 us are 3.0 MB) without K split between blocks; but for the
 // router, whose 184 KB are 1 to 4 blocks, and 2.3 MB in the second product of up to 16 tokens that all have the same
 // experts.
+//
+// One plane of many rows on Hopper: tiles_warpgroup.cuh.
 #include "device.cuh"
 
 // Flags beyond BF16 = 1 and CLAMPED = 4.
@@ -61,6 +63,7 @@ template <Format F, u32 P, u32 M, u32 N, u32 K, u32 WM_, u32 WN_, u32 WK_, u32 S
     static const u32 SCALE_COPIES = (SCALES + THREADS - 1) / THREADS;
     static const u32 MT = BM / 16 / WM, NT = BN / 8 / WN;
     static const u32 PITCH = BN + 8;
+    static const bool SWIZZLED = false;
     static_assert(BK >= 64 && BLOCKS % WK == 0 && BM % (16 * WM) == 0 && BN % (8 * WN) == 0, "whole fragments");
     static_assert(PLANES * BM * X_PIECES % THREADS == 0 && THREADS % X_PIECES == 0, "equal shares of copies");
     static_assert(THREADS % (2 * W_PIECES) == 0 && THREADS % (2 * BLOCKS) == 0, "one matrix for a thread");
@@ -104,6 +107,15 @@ template <class S> DEVICE u32 code_place(u32 row, u32 block) {
     const u32 rows = S::FORMAT == FORMAT_MXFP4 ? 8 : 4, step = S::BLOCKS < rows ? rows / S::BLOCKS : 1;
     return block * S::BN + (row ^ (block * step & (rows - 1)));
 }
+
+// Where piece `piece` of 16 bytes of a row stands: so that reads of fragments meet few banks twice, or as products of
+// warpgroups take rows of 128 bytes.
+template <class S> DEVICE u32 row_piece(u32 row, u32 piece) {
+    return piece ^ (S::SWIZZLED ? row & 7 : (row & 1) << 2);
+}
+
+// Halves of a block of 32 codes of Q8 are exchanged in every other four rows where lanes read two bytes at a time.
+template <class S> DEVICE u32 code_half(u32 row, u32 half) { return S::SWIZZLED ? half ^ (row >> 2 & 1) : half; }
 
 // What one thread copies: places in device memory of its pieces at column 0.
 template <class S> struct Copies {
@@ -176,9 +188,9 @@ template <class S> struct Copies {
             UNROLL
             for (u32 i = 0; i < S::W_COPIES; ++i) {
                 u32 row = tid / S::W_PIECES + i * (S::THREADS / S::W_PIECES), at;
-                if (S::FORMAT == FORMAT_BF16) at = row * S::W_PIECES + (piece ^ (row & 1) << 2);
+                if (S::FORMAT == FORMAT_BF16) at = row * S::W_PIECES + row_piece<S>(row, piece);
                 else if (S::FORMAT == FORMAT_MXFP4) at = code_place<S>(row, piece);
-                else at = code_place<S>(row, piece / 2) * 2 + piece % 2;
+                else at = code_place<S>(row, piece / 2) * 2 + code_half<S>(row, piece % 2);
                 const u8 *from = weights + (w_from + i * w_step) + (u64)k * 16 / S::W_COLUMNS;
                 if (w_valid >> i & 1) copy_async16(to + at * 16, from, true);
             }
@@ -205,7 +217,7 @@ template <class S> struct Copies {
         UNROLL
         for (u32 i = 0; i < S::X_COPIES; ++i) {
             u32 row = tid / S::X_PIECES + i * (S::THREADS / S::X_PIECES);
-            u32 at = row * S::X_PIECES + (piece ^ (row & 1) << 2);
+            u32 at = row * S::X_PIECES + row_piece<S>(row, piece);
             if (x_valid >> i & 1) copy_async16(to + at * 16, x + ((u64)x_from[i] + k) * 2, true);
         }
     }
@@ -547,3 +559,7 @@ TILES(tiles_q8_p1_m64, 2, FORMAT_Q8, 1, 64, 128, 64, 1, 4, 1, 4)
 TILES(tiles_q8_p1_m128, 2, FORMAT_Q8, 1, 128, 128, 64, 1, 4, 1, 4)
 TILES(tiles_q8_p3_m16, 2, FORMAT_Q8, 3, 16, 64, 128, 1, 2, 2, 3)
 TILES(tiles_q8_p3_m64, 2, FORMAT_Q8, 3, 64, 64, 64, 1, 2, 2, 3)
+
+#ifdef HAS_WARPGROUPS
+#include "tiles_warpgroup.cuh"
+#endif

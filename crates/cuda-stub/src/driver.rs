@@ -12,7 +12,7 @@ use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::thread::ThreadId;
 use std::time::Instant;
 
-use crate::emulate::Kernel;
+use crate::emulate::{self, Kernel};
 use crate::install::SCRIPT_VARIABLE;
 use crate::memory::Memory;
 use crate::script::{Device, Report, Script, code};
@@ -347,6 +347,7 @@ impl Driver {
             return;
         }
         let seed = self.script.seed;
+        emulate::wrong_products(self.script.wrong_products);
         let (code, message) = match kernel.launch(grid, block, shared, args, seed) {
             Err(message) if message.contains("aligned") => (code::MISALIGNED_ADDRESS, message),
             Err(message) => (code::LAUNCH_FAILED, message),

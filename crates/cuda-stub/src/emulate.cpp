@@ -7,6 +7,8 @@ typedef signed char i8;
 typedef int i32;
 #include "emulate.h"
 
+#include "emulate_warpgroup.h"
+
 #include <csetjmp>
 #include <string>
 #include <sys/mman.h>
@@ -122,6 +124,7 @@ struct Block {
 
 thread_local Block block;
 thread_local std::vector<u8> dynamic_shared;
+thread_local size_t dynamic_shared_bytes = 0;
 thread_local char *stacks = nullptr;
 thread_local u32 stack_count = 0;
 
@@ -133,6 +136,7 @@ void back() {
 void entry() {
     const Kernel *kernel = block.kernel;
     kernel->call(kernel->function, block.args);
+    warpgroups_end_thread();
     block.fibers[block.current].state = State::Done;
     back();
     __builtin_trap();
@@ -249,6 +253,10 @@ unsigned char *shared_memory() {
     return (unsigned char *)((start + 127) & ~(uintptr_t)127);
 }
 
+u32 this_thread() { return block.current; }
+
+size_t shared_bytes() { return dynamic_shared_bytes; }
+
 void fail(const char *what) {
     block.error = what;
     back();
@@ -296,6 +304,7 @@ void copy_wait(u32 newest) {
         if (copy.group + newest >= copies.groups) break;
         if (copy.bytes) memcpy(copy.to, copy.from, copy.bytes);
         memset(copy.to + copy.bytes, 0, copy.size - copy.bytes);
+        warpgroups_copied(copy.to, copy.size);
     }
     // Now and then, so that it costs little.
     if (copies.made < MADE && copies.made < copies.asked.size()) return;
@@ -340,12 +349,14 @@ extern "C" int emulate_launch(int number, const u32 grid[3], const u32 dim[3], s
     block.copies.resize(threads);
     block.warps.resize(threads / LANES);
     dynamic_shared.resize(128 + shared + GUARD);
+    dynamic_shared_bytes = shared;
     for (u32 b : order) {
         // All ones are no number in any float: what reads before it writes shows.
         memset(shared_memory(), 0xff, shared);
         memset(shared_memory() + shared, GUARD_BYTE, GUARD);
         block.waiting = block.done = 0;
         block.any = block.any_before = false;
+        warpgroups_begin(threads);
         // What a block asked for and never waited for is not made.
         for (Copies &copies : block.copies) copies.asked.clear(), copies.made = copies.groups = 0;
         for (Warp &warp : block.warps) warp.lanes = LANES, warp.waiting = warp.parity = warp.done = 0;
@@ -362,6 +373,7 @@ extern "C" int emulate_launch(int number, const u32 grid[3], const u32 dim[3], s
         }
         run_block(seed ? seed + b : 0);
         if (!block.error.empty()) return refuse(block.error, b);
+        if (const char *wrong = warpgroups_end()) return refuse(wrong, b);
         for (size_t i = 0; i < GUARD; ++i)
             if (shared_memory()[shared + i] != GUARD_BYTE) return refuse("wrote behind its shared memory", b);
     }

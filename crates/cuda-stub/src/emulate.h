@@ -1,7 +1,8 @@
 // What device.cuh says, for the host: every thread of a block is a fiber with a stack of its own, and one block runs at
 // a time. A fiber runs until it comes to a barrier or an operation of its warp; the order in which fibers run is chosen
 // by a seed, so that results which depend on it (races) differ between seeds. Asynchronous copies are made as late as a
-// GPU may make them, when their thread waits for them; until then their destination holds no numbers.
+// GPU may make them, when their thread waits for them; until then their destination holds no numbers. So are products
+// of warpgroups: see emulate_warpgroup.cpp.
 #pragma once
 
 #include <cmath>
@@ -56,6 +57,15 @@ void copy_commit();
 void copy_wait(u32 newest);
 // Ends the launch with an error.
 [[noreturn]] void fail(const char *what);
+// The number of a byte of shared memory.
+u32 shared_address(const void *at);
+// Products of warpgroups: see emulate_warpgroup.cpp.
+void warpgroup_fence();
+void warpgroup_commit();
+void warpgroup_wait(u32 newest);
+void async_proxy_fence();
+// d (+)= a b with `columns` columns; a in registers, or described where `a` is null.
+void warpgroup_mma(u32 columns, bool add, float *d, const u32 *a, u64 from, u64 rows);
 
 typedef void (*Run)(const void *args);
 struct Kernel {
@@ -226,4 +236,26 @@ static inline void load_tiles_transposed(u32 to[4], const void *row) {
     u32 g = emulate::now.lane / 4, t = emulate::now.lane % 4;
     for (u32 i = 0; i < 4; ++i)
         to[i] = emulate_row(all, i, 2 * t)[g] | (u32)emulate_row(all, i, 2 * t + 1)[g] << 16;
+}
+
+// Products of warpgroups, as device_warpgroup.cuh has them.
+#define HAS_WARPGROUPS
+static inline u32 shared_address(const void *at) { return emulate::shared_address(at); }
+static inline void warpgroup_fence() { emulate::warpgroup_fence(); }
+static inline void warpgroup_commit() { emulate::warpgroup_commit(); }
+template <int N> static inline void warpgroup_wait() { emulate::warpgroup_wait(N); }
+static inline void async_proxy_fence() { emulate::async_proxy_fence(); }
+template <u32 COUNT, class T> static inline void keep_registers(T *) {}
+static inline u64 matrix_descriptor(const void *at) {
+    u32 address = shared_address(at);
+    if (address % 16) emulate::fail("a matrix in shared memory that is not aligned");
+    return (u64)(address >> 4 & 0x3fff) | (u64)1 << 16 | (u64)(1024 >> 4) << 32 | (u64)1 << 62;
+}
+template <u32 N, int ADD> static inline void warpgroup_mma(float *d, const u32 *a, u64 rows) {
+    static_assert(N % 8 == 0 && N <= 256, "columns");
+    emulate::warpgroup_mma(N, ADD != 0, d, a, 0, rows);
+}
+template <u32 N, int ADD> static inline void warpgroup_mma(float *d, u64 from, u64 rows) {
+    static_assert(N % 8 == 0 && N <= 256, "columns");
+    emulate::warpgroup_mma(N, ADD != 0, d, nullptr, from, rows);
 }

@@ -14,6 +14,13 @@ unsafe extern "C" {
         error: *mut c_char,
         error_bytes: usize,
     ) -> c_int;
+    fn emulate_wrong_products(yes: c_int);
+}
+
+/// Whether products of warpgroups, in launches of this thread, come out wrong.
+pub fn wrong_products(yes: bool) {
+    // SAFETY: it sets a variable of this thread.
+    unsafe { emulate_wrong_products(c_int::from(yes)) }
 }
 
 /// A kernel of the project.

@@ -49,11 +49,19 @@ pub struct Script {
     /// Order in which threads and blocks run; 0 is the order of their numbers.
     pub seed: u64,
     pub failures: Vec<Failure>,
+    /// Products of warpgroups come out wrong, as if the hardware were not what their code takes it for.
+    pub wrong_products: bool,
 }
 
 impl Default for Script {
     fn default() -> Self {
-        Self { driver_version: 12_040, devices: vec![Device::default()], seed: 0, failures: Vec::new() }
+        Self {
+            driver_version: 12_040,
+            devices: vec![Device::default()],
+            seed: 0,
+            failures: Vec::new(),
+            wrong_products: false,
+        }
     }
 }
 

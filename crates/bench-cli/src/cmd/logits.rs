@@ -18,7 +18,7 @@ pub(crate) fn run(args: &LogitsArgs, io: &mut Io<'_>) -> Result<(), CliError> {
     let mut bar = Waiting::new(&format!("loading {}", args.model), io.err);
     let model = open_model(&args.model, &options, &mut |p| bar.set(p.done, p.total, p.unit))?;
     drop(bar);
-    say(&model, io)?;
+    say(&model, &options.load.place, io)?;
     let sites: Vec<&str> = args.sites.iter().map(String::as_str).collect();
     let inspection = Inspection {
         ids: &args.ids,

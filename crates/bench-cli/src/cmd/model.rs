@@ -29,16 +29,24 @@ pub(crate) fn open(
     let mut bar = Waiting::new(&format!("loading {model}"), io.err);
     let session = bench_engine::session::open(model, &options, &mut |p| bar.set(p.done, p.total, p.unit))?;
     drop(bar);
-    say(&session.model, io)?;
+    say(&session.model, &options.load.place, io)?;
     Ok(Opened { session: Arc::new(session) })
 }
 
-/// What loading `model` had to tell.
-pub(crate) fn say(model: &Model, io: &mut Io<'_>) -> Result<(), CliError> {
+/// What loading `model` had to tell, and what is to be said of the place where it was loaded.
+pub(crate) fn say(model: &Model, place: &Place, io: &mut Io<'_>) -> Result<(), CliError> {
     for note in model.load_notes().lines() {
         writeln!(io.err, "note: {note}")?;
     }
-    Ok(())
+    warn(place, io)
+}
+
+/// What is to be said of the place where a model was loaded.
+pub(crate) fn warn(place: &Place, io: &mut Io<'_>) -> Result<(), CliError> {
+    match place.note() {
+        Some(note) => Ok(writeln!(io.err, "warning: {note}")?),
+        None => Ok(()),
+    }
 }
 
 /// Prompt tokens per forward pass.

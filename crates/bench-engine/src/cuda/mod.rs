@@ -204,7 +204,8 @@ impl Transformer {
     /// Copies or makes the weights on `device`.
     ///
     /// # Errors
-    /// Tensors that are missing or that a GPU does not take as they are; no memory.
+    /// Tensors that are missing or that a GPU does not take as they are; no memory; instructions asked for that it does
+    /// not have.
     pub(crate) fn build(
         device: &Device,
         config: &ModelConfig,
@@ -213,6 +214,7 @@ impl Transformer {
         rope: &RotaryEmbedding,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Self> {
+        device.decide_products()?;
         let shape = Shape::of(config, options, device.multiprocessors());
         load::build(device, config, shape, weights, options, rope, progress)
     }

@@ -4,6 +4,7 @@
 
 use bench_kernels::cuda::suite;
 pub use bench_kernels::cuda::suite::{Bandwidth, Bound, CHECKS, KernelTime, Line, Roofs};
+use bench_kernels::cuda::tiles::can_have;
 pub use bench_kernels::cuda::{CheckRow, Gpu};
 use bench_kernels::suite::SuiteError;
 
@@ -23,8 +24,8 @@ pub struct GpuOptions {
     pub filter: Option<String>,
 }
 
-/// Measures the roofs of the GPU at `place` and then each kernel. `done` is told the roofs and each kernel as soon as
-/// they are there.
+/// Measures the roofs of the GPU at `place` and then each kernel, by the products that were decided there; those of
+/// prompts by all that it has. `done` is told the roofs and each kernel as soon as they are there.
 ///
 /// # Errors
 /// The host as place, an unknown preset or filter, a device that fails.
@@ -34,12 +35,13 @@ pub fn measure(
     mut done: impl FnMut(&Roofs, Option<&Line>),
 ) -> Result<(Roofs, Vec<Line>), KernelsError> {
     let shapes = gpu_shapes(&preset::config(&options.model)?);
-    let suite = suite::Options {
-        seconds_per_kernel: options.seconds_per_kernel,
-        filter: options.filter.clone(),
-        ..suite::Options::default()
-    };
     on_gpu(place, |gpu, clock| {
+        let suite = suite::Options {
+            seconds_per_kernel: options.seconds_per_kernel,
+            wgmma: can_have(gpu),
+            filter: options.filter.clone(),
+            ..suite::Options::default()
+        };
         let roofs = Roofs::measure(gpu, clock, &suite)?;
         done(&roofs, None);
         let lines = suite::run(gpu, clock, &shapes, &suite, |line| done(&roofs, Some(line)))?;

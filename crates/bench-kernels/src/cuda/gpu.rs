@@ -3,6 +3,7 @@
 use bytemuck::{NoUninit, Pod};
 
 use super::device_error::DeviceError;
+use super::tiles::Products;
 
 /// Why something on a GPU failed.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +43,14 @@ pub trait Gpu {
     fn multiprocessors(&self) -> u32;
     /// Dynamic shared memory that a block may have at most.
     fn max_shared_bytes(&self) -> usize;
+    /// Compute capability: major, minor.
+    fn capability(&self) -> (u32, u32) {
+        super::OLDEST_CAPABILITY
+    }
+    /// By which instructions products of many rows are made.
+    fn products(&self) -> Products {
+        Products::Mma
+    }
 }
 
 /// Device memory of a check, given back at its end.

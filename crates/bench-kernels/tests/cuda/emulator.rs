@@ -13,12 +13,19 @@ const GUARD_BYTE: u8 = 0xa5;
 /// Runs launches at once. Threads run in the order of `seed`.
 pub(crate) struct Emulator {
     seed: u64,
+    hopper: bool,
     memory: RefCell<HashMap<u64, Vec<u8>>>,
 }
 
 impl Emulator {
+    /// Compute capability 8.0.
     pub(crate) fn new(seed: u64) -> Self {
-        Self { seed, memory: RefCell::default() }
+        Self { seed, hopper: false, memory: RefCell::default() }
+    }
+
+    /// Compute capability 9.0.
+    pub(crate) fn hopper(seed: u64) -> Self {
+        Self { hopper: true, ..Self::new(seed) }
     }
 
     fn check_guards(&self) -> Result<(), String> {
@@ -77,8 +84,11 @@ impl Gpu for Emulator {
     }
 
     fn max_shared_bytes(&self) -> usize {
-        // That of sm_80; sm_90 has 227 KiB.
-        163 * 1024
+        if self.hopper { 227 * 1024 } else { 163 * 1024 }
+    }
+
+    fn capability(&self) -> (u32, u32) {
+        if self.hopper { (9, 0) } else { (8, 0) }
     }
 }
 

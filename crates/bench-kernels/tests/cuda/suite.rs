@@ -41,6 +41,7 @@ fn options(filter: Option<&str>) -> Options {
         peak_rounds: 2,
         prompt_tokens: 66,
         keys: [9, 40, 300],
+        wgmma: false,
         filter: filter.map(str::to_owned),
     }
 }
@@ -69,6 +70,21 @@ fn every_kernel_of_a_model_is_measured() {
         assert_eq!([has("experts_up/mxfp4"), has("mlp_up")], [experts.is_some(), experts.is_none()]);
         assert!(has("qkv/q8_0/tokens=1") && has("attention/prefill/tokens=66") && has("argmax"));
     }
+}
+
+#[test]
+fn prompts_are_measured_by_both_products_of_a_hopper() {
+    let (gpu, shapes) = (Emulator::hopper(0), shapes(Some(Experts { count: 8, per_token: 4 })));
+    let options = Options { wgmma: true, prompt_tokens: 90, ..options(Some("experts_down/mxfp4/tokens=90")) };
+    let lines = suite::run(&gpu, &HostClock, &shapes, &options, |_| {}).unwrap();
+    let names: Vec<&str> = lines.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["experts_down/mxfp4/tokens=90/mma", "experts_down/mxfp4/tokens=90/wgmma"]);
+    assert!(lines.iter().all(|(_, line)| line.is_ok()), "{lines:?}");
+    // The router has too few rows, and batches are no prompts.
+    let all = suite::names(&shapes, &options);
+    let both: Vec<&String> = all.iter().filter(|name| name.ends_with("mma")).collect();
+    assert!(both.iter().any(|name| *name == "qkv/q8_0/tokens=90/wgmma"));
+    assert!(both.iter().all(|name| name.contains("/tokens=90/") && !name.starts_with("router")), "{both:?}");
 }
 
 #[test]

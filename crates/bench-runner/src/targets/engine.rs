@@ -29,6 +29,8 @@ pub struct EngineTarget {
     sampling: Option<Sampling>,
     /// Of the last load, until it is asked for.
     notes: LoadNotes,
+    /// Whether what is to be said of the place was said.
+    noted: bool,
 }
 
 impl EngineTarget {
@@ -56,6 +58,7 @@ impl EngineTarget {
             loaded: Vec::new(),
             sampling: None,
             notes: LoadNotes::default(),
+            noted: false,
         })
     }
 
@@ -120,7 +123,9 @@ impl Target for EngineTarget {
     }
 
     fn notes(&mut self) -> Vec<String> {
-        std::mem::take(&mut self.notes.warnings)
+        let place = self.place.note().filter(|_| !self.noted);
+        self.noted |= place.is_some();
+        std::mem::take(&mut self.notes.warnings).into_iter().chain(place).collect()
     }
 
     fn lost(&self) -> Option<String> {

@@ -16,10 +16,13 @@ use std::time::Instant;
 
 use bench_kernels::cuda::device::nvrtc::Nvrtc;
 use bench_kernels::cuda::device::{Architecture, kernel_files};
+use bench_kernels::cuda::tiles::HOPPER_KERNELS;
 
 use crate::ci;
 use crate::error::Error;
 
+/// What products of warpgroups are compiled for.
+const HOPPER: &str = "sm_90a";
 const IMAGES: &str = "OSSBENCH_CUDA_IMAGES";
 const BUILD: &[&str] = &["build", "--release", "--workspace", "--bin", "ossbench"];
 /// So that one file can be copied to any machine.
@@ -68,8 +71,8 @@ fn compile(nvrtc: &Nvrtc, folder: &Path) -> Result<(), Error> {
     let mut names = Vec::new();
     let (mut bytes, mut failed) = (0, Vec::new());
     for ((file, architecture), outcome) in jobs.iter().zip(compile_all(nvrtc, &jobs)) {
-        let image = match outcome {
-            Ok(image) => image,
+        let (image, log) = match outcome {
+            Ok(compiled) => compiled,
             Err(problem) => {
                 println!("error: {problem}");
                 failed.push(format!("{file}.cu for {architecture}"));
@@ -79,8 +82,13 @@ fn compile(nvrtc: &Nvrtc, folder: &Path) -> Result<(), Error> {
         let ending = if architecture.starts_with("sm_") { "cubin" } else { "ptx" };
         let name = format!("{file}.{architecture}.{ending}");
         println!("{name}: {} bytes", image.len());
-        for kernel in cubin::kernels(&image) {
+        let kernels = cubin::kernels(&image);
+        for kernel in &kernels {
             println!("  {}", kernel.line());
+        }
+        for problem in problems(file, architecture, &kernels, &log) {
+            println!("error: {name}: {problem}");
+            failed.push(format!("{file}.cu for {architecture}"));
         }
         bytes += image.len();
         write_changed(&folder.join(&name), &image)?;
@@ -94,14 +102,35 @@ fn compile(nvrtc: &Nvrtc, folder: &Path) -> Result<(), Error> {
     Ok(())
 }
 
+/// What is wrong with an image that the compiler made all the same: products of warpgroups that wait for each other
+/// (ptxas says so and goes on), or that are not where they belong.
+fn problems(file: &str, architecture: &str, kernels: &[cubin::Kernel], log: &str) -> Vec<String> {
+    let said = log.lines().filter(|line| line.contains("wgmma.mma_async"));
+    let mut found: Vec<String> = said.map(|line| format!("the compiler says: {}", line.trim())).collect();
+    if file != "tiles" || !architecture.starts_with("sm_") {
+        return found;
+    }
+    for name in HOPPER_KERNELS {
+        match kernels.iter().find(|kernel| kernel.name == name) {
+            None if architecture == HOPPER => found.push(format!("{name} is missing")),
+            Some(_) if architecture != HOPPER => found.push(format!("{name} is for {HOPPER} alone")),
+            Some(kernel) if kernel.local_bytes > 0 => {
+                found.push(format!("{name}: {} bytes of its registers are in memory", kernel.local_bytes));
+            }
+            _ => {}
+        }
+    }
+    found
+}
+
 /// In the order of `jobs`, on all processors.
-fn compile_all(nvrtc: &Nvrtc, jobs: &[(&str, &str)]) -> Vec<Result<Vec<u8>, String>> {
+fn compile_all(nvrtc: &Nvrtc, jobs: &[(&str, &str)]) -> Vec<Result<(Vec<u8>, String), String>> {
     let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     let work = || {
         loop {
             let at = next.fetch_add(1, Ordering::Relaxed);
             let Some((file, architecture)) = jobs.get(at) else { break };
-            let outcome = nvrtc.compile(file, architecture).map_err(|e| e.to_string());
+            let outcome = nvrtc.compile_with_log(file, architecture).map_err(|e| e.to_string());
             done.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push((at, outcome));
         }
     };
@@ -175,6 +204,29 @@ fn run_step(command: &mut Command, name: &'static str) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn products_of_warpgroups_are_for_hopper_alone_and_do_not_wait_for_each_other() {
+        let kernel = |name: &str, local_bytes| cubin::Kernel {
+            name: name.to_owned(),
+            registers: 200,
+            local_bytes,
+            shared_bytes: 0,
+        };
+        let all = HOPPER_KERNELS.map(|name| kernel(name, 0));
+        assert_eq!(problems("tiles", "sm_90a", &all, "some other word"), [""; 0]);
+        assert_eq!(problems("panel", "sm_90a", &[], ""), [""; 0]);
+        assert_eq!(problems("tiles", "sm_80", &[kernel("tiles_x", 8)], ""), [""; 0]);
+        assert_eq!(problems("tiles", "compute_90", &[], ""), [""; 0]);
+        let missing = problems("tiles", "sm_90a", &all[1..], "");
+        assert_eq!(missing, [format!("{} is missing", HOPPER_KERNELS[0])]);
+        assert_eq!(problems("tiles", "sm_80", &all, "").len(), 3);
+        let spilled = problems("tiles", "sm_90a", &all.clone().map(|k| kernel(&k.name, 16)), "");
+        assert!(spilled.len() == 3 && spilled[0].contains("16 bytes"), "{spilled:?}");
+        let log =
+            "ptxas info : (C7510) Potential Performance Loss: wgmma.mma_async instructions are serialized";
+        assert!(problems("panel", "sm_90a", &[], log)[0].contains("C7510"));
+    }
 
     #[test]
     fn only_what_changed_is_written_and_what_is_no_more_goes() {

@@ -1,6 +1,7 @@
 //! `ossbench bench-kernels --device cuda:N`: a GPU's kernels beside its measured roofs, or held against plain arithmetic.
 
 use crate::args::BenchKernelsArgs;
+use crate::cmd::model::warn;
 use crate::cmd::write_json;
 use crate::{CliError, Io};
 use bench_core::SCHEMA_VERSION;
@@ -107,6 +108,8 @@ pub(super) fn run(args: &BenchKernelsArgs, io: &mut Io<'_>) -> Result<(), CliErr
         gpu: place.title(),
     };
     writeln!(io.out, "{}: {}\n", args.device, head.gpu.as_deref().unwrap_or("unknown"))?;
+    place.decide_products()?;
+    warn(&place, io)?;
     if args.check { check(args, &place, head, io) } else { measure(args, &place, head, io) }
 }
 

@@ -21,7 +21,7 @@ mod staging;
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use cudarc::driver::sys;
 
@@ -37,6 +37,7 @@ pub use self::memory::{Buffer, Category, Pinned, Usage};
 pub use self::pool::Pool;
 use self::staging::Staging;
 use super::device_error::DeviceError;
+use super::tiles::{self, Choice, Products};
 use super::{Gpu, GpuError};
 
 /// Kernels of this compute capability and later may start before the one before them ends.
@@ -70,6 +71,7 @@ struct Inner {
     kernels: Kernels,
     stream: Stream,
     dependent: AtomicBool,
+    products: OnceLock<Choice>,
     context: Arc<Context>,
 }
 
@@ -147,6 +149,7 @@ impl Device {
             kernels,
             stream,
             dependent: AtomicBool::new(context.info.capability >= DEPENDENT_LAUNCHES),
+            products: OnceLock::new(),
             context,
         };
         Ok(Self { inner: Arc::new(inner) })
@@ -309,6 +312,27 @@ impl Device {
         self.inner.dependent.load(Ordering::Relaxed)
     }
 
+    /// Decides once by which instructions products of many rows are made, by trying them; until then it is `mma`.
+    /// `OSSBENCH_CUDA_PRODUCTS` forces one.
+    ///
+    /// # Errors
+    /// Instructions that were asked for and are not there, or fail.
+    pub fn decide_products(&self) -> Result<&Choice, GpuError> {
+        if let Some(choice) = self.inner.products.get() {
+            return Ok(choice);
+        }
+        let value = std::env::var_os(tiles::VARIABLE).map(|value| value.to_string_lossy().into_owned());
+        let choice = tiles::decide(self, tiles::forced(value.as_deref())?)?;
+        // What was tried on is no model's memory.
+        self.reset_peaks();
+        Ok(self.inner.products.get_or_init(|| choice))
+    }
+
+    /// What was to be said when it was decided.
+    pub fn products_note(&self) -> Option<&str> {
+        self.inner.products.get()?.note.as_deref()
+    }
+
     /// What a kernel takes of a multiprocessor.
     pub fn resources(&self, kernel: &'static str) -> Result<Resources, DeviceError> {
         Ok(self.inner.kernels.get(kernel)?.resources)
@@ -370,5 +394,13 @@ impl Gpu for Device {
 
     fn max_shared_bytes(&self) -> usize {
         self.info().max_shared_bytes
+    }
+
+    fn capability(&self) -> (u32, u32) {
+        self.info().capability
+    }
+
+    fn products(&self) -> Products {
+        self.inner.products.get().map_or(Products::Mma, |choice| choice.products)
     }
 }

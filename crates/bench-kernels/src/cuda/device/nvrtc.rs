@@ -152,20 +152,29 @@ impl Nvrtc {
 
     /// The kernels of a source of the binary: a cubin for `sm_…`, PTX for `compute_…`.
     pub fn compile(&self, kernels: &str, architecture: &str) -> Result<Vec<u8>, NvrtcError> {
+        Ok(self.compile_with_log(kernels, architecture)?.0)
+    }
+
+    /// As [`Nvrtc::compile`], and what the compiler said beside.
+    pub fn compile_with_log(
+        &self,
+        kernels: &str,
+        architecture: &str,
+    ) -> Result<(Vec<u8>, String), NvrtcError> {
         let file = format!("{kernels}.cu");
         let source = images::sources().iter().find(|(name, _)| *name == file);
         let (_, text) = source.ok_or_else(|| NvrtcError::NoSource(file.clone()))?;
         self.compile_text(&file, text, images::sources(), architecture)
     }
 
-    /// As [`Nvrtc::compile`], of any text; `headers` can be included by their names.
+    /// As [`Nvrtc::compile_with_log`], of any text; `headers` can be included by their names.
     pub fn compile_text(
         &self,
         file: &str,
         text: &str,
         headers: &[(&str, &str)],
         architecture: &str,
-    ) -> Result<Vec<u8>, NvrtcError> {
+    ) -> Result<(Vec<u8>, String), NvrtcError> {
         let compilation = Compilation::new(self, file, text, headers)?;
         let options = [format!("--gpu-architecture={architecture}"), "--std=c++17".to_owned()];
         if !compilation.compile(&options)? {
@@ -175,7 +184,8 @@ impl Nvrtc {
                 log: compilation.log()?,
             });
         }
-        if architecture.starts_with("sm_") { compilation.cubin() } else { compilation.ptx() }
+        let image = if architecture.starts_with("sm_") { compilation.cubin() } else { compilation.ptx() };
+        Ok((image?, compilation.log()?))
     }
 }
 

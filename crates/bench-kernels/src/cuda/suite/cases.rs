@@ -3,7 +3,7 @@
 use super::attention::{self, AttentionArgs, CACHE_BF16, DecodeWorkspace};
 use super::data::{Sequences, Weights, even_routing, planes, reals, weight_bytes};
 use super::panel::{self, PanelArgs};
-use super::tiles::{self, Format, GATHER, PAIR, SCATTER, TilesArgs};
+use super::tiles::{Format, GATHER, PAIR, Products, SCATTER, TilesArgs, tiles_by};
 use super::vectors::{SelectArgs, argmax, scratch_bytes};
 use super::{Clock, GpuShapes, KernelTime, LEAST_REPEATS, Options, repeat};
 use crate::cuda::{BF16, CLAMPED, Gpu, GpuError, Memory};
@@ -14,6 +14,8 @@ const ALPHA: f32 = 1.702;
 const LIMIT: f32 = 7.0;
 /// Launches of a repeat where nothing has to be taken in turn.
 const LAUNCHES: usize = 16;
+/// Rows of a matrix from which on a prompt's product can fill a device by tiles of Hopper's.
+const MANY_ROWS: usize = 64;
 /// Tokens of a batch: of a small one, and of one that is no longer a few columns.
 const BATCHES: [usize; 2] = [8, 64];
 
@@ -73,6 +75,8 @@ enum Kind {
 pub(super) struct Case {
     kind: Kind,
     shapes: GpuShapes,
+    /// By which instructions, where both are measured; else as the device chose.
+    products: Option<Products>,
 }
 
 /// All cases of a model.
@@ -114,7 +118,25 @@ pub(super) fn all(shapes: &GpuShapes, options: &Options) -> Vec<Case> {
         kinds.push(Kind::Prefill { tokens: prompt, window });
     }
     kinds.push(Kind::Argmax);
-    kinds.into_iter().map(|kind| Case { kind, shapes: *shapes }).collect()
+    let ways = |kind: &Kind| -> &[Option<Products>] {
+        let many = kind.products().is_some_and(|(m, tokens)| tokens == prompt && m.rows >= MANY_ROWS);
+        if many && options.wgmma { &[Some(Products::Mma), Some(Products::Wgmma)] } else { &[None] }
+    };
+    let case = |kind: Kind| ways(&kind).iter().map(move |p| Case { kind, shapes: *shapes, products: *p });
+    kinds.into_iter().flat_map(case).collect()
+}
+
+impl Kind {
+    /// The matrix of a product, and how many rows of activations it multiplies.
+    fn products(&self) -> Option<(&Matrix, usize)> {
+        match self {
+            Self::Product { matrix, tokens }
+            | Self::Pair { matrix, tokens }
+            | Self::ExpertsUp { matrix, tokens, .. }
+            | Self::ExpertsDown { matrix, tokens, .. } => Some((matrix, *tokens)),
+            Self::Decode { .. } | Self::Prefill { .. } | Self::Argmax => None,
+        }
+    }
 }
 
 /// What is launched `launches` times in one repeat.
@@ -122,7 +144,9 @@ type Work<'w> = &'w mut dyn FnMut() -> Result<(), GpuError>;
 
 impl Case {
     pub(super) fn name(&self) -> String {
-        let of = |m: &Matrix, tokens: usize| format!("{}/{}/tokens={tokens}", m.what, format_name(m.format));
+        let way = self.products.map_or_else(String::new, |products| format!("/{}", products.name()));
+        let of =
+            |m: &Matrix, tokens: usize| format!("{}/{}/tokens={tokens}{way}", m.what, format_name(m.format));
         match &self.kind {
             Kind::Product { matrix, tokens }
             | Kind::Pair { matrix, tokens }
@@ -202,12 +226,13 @@ impl Case {
             Ok(())
         };
         let set = options.set_bytes;
+        let products = self.products.unwrap_or_else(|| gpu.products());
         match self.kind {
             Kind::Product { matrix, tokens } if tokens <= 8 => {
                 product_few(gpu, &matrix, tokens, set, &mut run)
             }
-            Kind::Product { matrix, tokens } => product_many(gpu, &matrix, tokens, set, &mut run),
-            Kind::Pair { matrix, tokens } => pair(gpu, &matrix, tokens, set, &mut run),
+            Kind::Product { matrix, tokens } => product_many(gpu, products, &matrix, tokens, set, &mut run),
+            Kind::Pair { matrix, tokens } => pair(gpu, products, &matrix, tokens, set, &mut run),
             Kind::ExpertsUp { matrix, experts, tokens: 1 } => {
                 experts_one(gpu, &matrix, experts, true, set, &mut run)
             }
@@ -215,10 +240,10 @@ impl Case {
                 experts_one(gpu, &matrix, experts, false, set, &mut run)
             }
             Kind::ExpertsUp { matrix, experts, tokens } => {
-                experts_many(gpu, &matrix, experts, tokens, true, &mut run)
+                experts_many(gpu, products, &matrix, experts, tokens, true, &mut run)
             }
             Kind::ExpertsDown { matrix, experts, tokens } => {
-                experts_many(gpu, &matrix, experts, tokens, false, &mut run)
+                experts_many(gpu, products, &matrix, experts, tokens, false, &mut run)
             }
             Kind::Decode { keys, window } => self.decode(gpu, keys, window, set, &mut run),
             Kind::Prefill { tokens, window } => self.prefill(gpu, tokens, window, &mut run),
@@ -376,7 +401,14 @@ fn tiles_args(m: &Matrix, x: &Memory<'_>, out: &Memory<'_>, tokens: usize) -> Ti
     }
 }
 
-fn product_many(gpu: &dyn Gpu, m: &Matrix, tokens: usize, set: usize, run: Run<'_>) -> Result<(), GpuError> {
+fn product_many(
+    gpu: &dyn Gpu,
+    products: Products,
+    m: &Matrix,
+    tokens: usize,
+    set: usize,
+    run: Run<'_>,
+) -> Result<(), GpuError> {
     let weights = Weights::new(gpu, m.format, m.rows * m.cols, set)?;
     let (x, out) = (planes(gpu, tokens * m.cols)?, Memory::zeroed(gpu, 4 * tokens * m.rows)?);
     let args = tiles_args(m, &x, &out, tokens);
@@ -384,13 +416,20 @@ fn product_many(gpu: &dyn Gpu, m: &Matrix, tokens: usize, set: usize, run: Run<'
         (0..weights.count).try_for_each(|i| {
             let (codes, scales) = weights.at(i);
             let args = TilesArgs { weights: codes, scales, ..args };
-            tiles::tiles(gpu, m.format, 1, &args)
+            tiles_by(gpu, products, m.format, 1, &args)
         })
     })
 }
 
 /// Gate and up of neighbouring copies.
-fn pair(gpu: &dyn Gpu, m: &Matrix, tokens: usize, set: usize, run: Run<'_>) -> Result<(), GpuError> {
+fn pair(
+    gpu: &dyn Gpu,
+    products: Products,
+    m: &Matrix,
+    tokens: usize,
+    set: usize,
+    run: Run<'_>,
+) -> Result<(), GpuError> {
     let weights = Weights::new(gpu, m.format, m.rows * m.cols, set)?;
     let launches = weights.count.div_ceil(2);
     let (x, out) = (reals(gpu, tokens * m.cols)?, Memory::zeroed(gpu, 4 * tokens * m.rows)?);
@@ -406,7 +445,7 @@ fn pair(gpu: &dyn Gpu, m: &Matrix, tokens: usize, set: usize, run: Run<'_>) -> R
                 return panel::panel_pair(gpu, m.format, 1, &args);
             }
             let args = TilesArgs { weights, scales, up_weights, up_scales, ..many };
-            tiles::tiles(gpu, m.format, 1, &args)
+            tiles_by(gpu, products, m.format, 1, &args)
         })
     })
 }
@@ -457,6 +496,7 @@ fn experts_one(
 /// Tokens that go to all experts alike. All experts together are larger than a cache.
 fn experts_many(
     gpu: &dyn Gpu,
+    products: Products,
     m: &Matrix,
     experts: Experts,
     tokens: usize,
@@ -489,5 +529,5 @@ fn experts_many(
     } else {
         TilesArgs { flags: BF16 | SCATTER, ..args }
     };
-    run(LAUNCHES, &mut || (0..LAUNCHES).try_for_each(|_| tiles::tiles(gpu, m.format, 1, &args)))
+    run(LAUNCHES, &mut || (0..LAUNCHES).try_for_each(|_| tiles_by(gpu, products, m.format, 1, &args)))
 }

@@ -83,6 +83,8 @@ pub struct Options {
     pub prompt_tokens: usize,
     /// Keys that the next token of a sequence attends to.
     pub keys: [usize; 3],
+    /// Products of prompts are measured twice, by `mma` and by `wgmma`.
+    pub wgmma: bool,
     /// Kernels whose name contains this; `None`: all.
     pub filter: Option<String>,
 }
@@ -96,6 +98,7 @@ impl Default for Options {
             peak_rounds: 40_000,
             prompt_tokens: 2048,
             keys: [128, 2048, 32_768],
+            wgmma: false,
             filter: None,
         }
     }

@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use super::{Format, GATHER, KERNELS, Kernel, PAIR, SCATTER, TilesArgs, launch};
+use super::{Format, GATHER, KERNELS, Kernel, PAIR, SCATTER, TilesArgs, can_have, hopper, launch};
 use crate::cuda::check::Values;
 use crate::cuda::{BF16, CLAMPED, CheckRow, Gpu, GpuError, Memory};
 use crate::mxfp4::FP4_VALUES;
@@ -11,19 +11,45 @@ const ALPHA: f32 = 1.702;
 /// Low enough that some values are clamped.
 const LIMIT: f32 = 1.5;
 
-/// Runs each kernel on `cases` random shapes.
+/// Runs each kernel that the device has on `cases` random shapes.
 ///
 /// # Errors
 /// A device that fails.
 pub fn check(gpu: &dyn Gpu, seed: u64, cases: usize) -> Result<Vec<CheckRow>, GpuError> {
     let mut values = Values::new(seed);
     let mut rows = Vec::new();
-    for kernel in &KERNELS {
+    let hopper = hopper::KERNELS.iter().filter(|_| can_have(gpu));
+    for kernel in KERNELS.iter().chain(hopper) {
         for _ in 0..cases {
             rows.push(Case::random(kernel, &mut values).run(gpu, kernel, &mut values)?);
         }
     }
     Ok(rows)
+}
+
+/// Runs each kernel of Hopper once: tiles of many rows and of few, more columns than there are stages, half a stage at
+/// the end.
+///
+/// # Errors
+/// A device that fails, or does not have them.
+pub(super) fn hopper(gpu: &dyn Gpu) -> Result<Vec<CheckRow>, GpuError> {
+    let mut values = Values::new(9);
+    let case = |kernel: &Kernel| {
+        // Of two experts one has more than half a tile, the other not.
+        let grouped = kernel.format == Format::Mxfp4;
+        Case {
+            tokens: kernel.bm as usize + if grouped { 1 } else { 5 },
+            rows: kernel.bn as usize / 2 + 2,
+            cols: (kernel.bk * kernel.stages) as usize + 32,
+            experts: grouped.then_some(Experts { experts: 2, slots_per_token: 1 }),
+            matrices: 1,
+            bias: false,
+            residual: false,
+            planes_out: false,
+            flags: if grouped { GATHER | SCATTER } else { 0 },
+        }
+    };
+    hopper::KERNELS.iter().map(|kernel| case(kernel).run(gpu, kernel, &mut values)).collect()
 }
 
 #[derive(Debug)]
@@ -64,10 +90,12 @@ impl Case {
             .then(|| Experts { experts: values.between(1, 37), slots_per_token: values.between(1, 4) });
         let slots = experts.as_ref().map_or(1, |e| e.slots_per_token);
         let rows = values.between(1, kernel.bn as usize + 20);
+        let stages = if kernel.hopper { kernel.stages as usize } else { 2 };
         Self {
             tokens: values.between(1, (kernel.bm as usize + 9) / slots + 1),
             rows: if pair && !two_matrices { 2 * rows.div_ceil(2) } else { rows },
-            cols: 32 * values.between(1, 2 * kernel.bk as usize / 32 + 3),
+            // Hopper's stages are used again.
+            cols: 32 * values.between(1, stages * kernel.bk as usize / 32 + 3),
             experts,
             matrices: if pair && two_matrices { 2 } else { 1 },
             bias,

@@ -4,12 +4,16 @@
 //! or routes.
 
 mod check;
+mod decide;
+mod hopper;
 
 use bytemuck::NoUninit;
 
 use super::{BF16, CLAMPED, Gpu, GpuError};
 
 pub use check::check;
+pub use decide::{Choice, Products, VARIABLE, can_have, decide, forced};
+pub use hopper::NAMES as HOPPER_KERNELS;
 
 /// Rows of weights come in pairs, gate and up, and the result is their activation: `silu(gate) · up`, or with
 /// [`CLAMPED`] that of gpt-oss.
@@ -146,6 +150,8 @@ struct Kernel {
     /// Warps that share a part of the output.
     warps_k: u32,
     stages: u32,
+    /// By products of warpgroups, which only Hopper has.
+    hopper: bool,
 }
 
 /// By format and planes, from few rows to many.
@@ -181,7 +187,7 @@ const fn kernel(
     [wm, wn, wk]: [u32; 3],
     stages: u32,
 ) -> Kernel {
-    Kernel { name, format, planes, bm, bn, bk, warps: wm * wn * wk, warps_k: wk, stages }
+    Kernel { name, format, planes, bm, bn, bk, warps: wm * wn * wk, warps_k: wk, stages, hopper: false }
 }
 
 impl Kernel {
@@ -192,8 +198,9 @@ impl Kernel {
             Format::Q8 => self.bk + self.bk / 32 * 4,
         };
         let stage = self.planes * self.bm * self.bk * 2 + self.bn * weights;
-        // The result takes the place of the stages.
-        (stage * self.stages).max(self.warps_k * self.bm * (self.bn + 8) * 4) as usize
+        // The result takes the place of the stages; those of Hopper begin at a multiple of 1,024 bytes.
+        let (padding, align) = if self.hopper { (4, 1024) } else { (8, 0) };
+        (align + (stage * self.stages).max(self.warps_k * self.bm * (self.bn + padding) * 4)) as usize
     }
 
     /// Blocks: tiles of rows of activations, tiles of rows of weights.
@@ -238,12 +245,30 @@ fn choose(format: Format, planes: u32, args: &TilesArgs, multiprocessors: u32) -
 /// # Errors
 /// Shapes that the kernels do not have, a device that fails.
 pub fn tiles(gpu: &dyn Gpu, format: Format, planes: u32, args: &TilesArgs) -> Result<(), GpuError> {
+    tiles_by(gpu, gpu.products(), format, planes, args)
+}
+
+/// As [`tiles`], by instructions that the device has; where there are few rows, by `mma` all the same.
+///
+/// # Errors
+/// As [`tiles`].
+pub fn tiles_by(
+    gpu: &dyn Gpu,
+    products: Products,
+    format: Format,
+    planes: u32,
+    args: &TilesArgs,
+) -> Result<(), GpuError> {
     args.validate(format, planes).map_err(wrong)?;
     if args.tokens == 0 {
         return Ok(());
     }
     let kernel = choose(format, planes, args, gpu.multiprocessors());
-    launch(gpu, &kernel.ok_or_else(|| wrong("no kernel for this format".to_owned()))?, args)
+    let mut kernel = kernel.ok_or_else(|| wrong("no kernel for this format".to_owned()))?;
+    if products == Products::Wgmma {
+        kernel = hopper::instead_of(kernel, args, gpu.multiprocessors());
+    }
+    launch(gpu, &kernel, args)
 }
 
 fn wrong(problem: String) -> GpuError {
