@@ -43,6 +43,24 @@ fn softmax(logits: &[f32], temperature: f64, suppressed: &[u32]) -> Vec<f64> {
     weights.iter().map(|w| w / total).collect()
 }
 
+/// What top-k and top-p leave of these probabilities, by their definitions: sorted, cut, summed.
+fn kept(probabilities: &[f64], top_k: Option<usize>, top_p: f64) -> Vec<f64> {
+    let mut order: Vec<usize> = (0..probabilities.len()).collect();
+    order.sort_by(|a, b| probabilities[*b].total_cmp(&probabilities[*a]).then(a.cmp(b)));
+    order.truncate(top_k.unwrap_or(usize::MAX));
+    let all: f64 = order.iter().map(|id| probabilities[*id]).sum();
+    let mut sum = 0.0;
+    let enough = order.iter().position(|id| {
+        sum += probabilities[*id];
+        sum >= all * top_p
+    });
+    order.truncate(enough.map_or(usize::MAX, |at| at + 1));
+    let all: f64 = order.iter().map(|id| probabilities[*id]).sum();
+    let mut left = vec![0.0; probabilities.len()];
+    order.iter().for_each(|id| left[*id] = probabilities[*id] / all);
+    left
+}
+
 /// Pearson's statistic of these counts, in standard deviations from its mean. Classes of which fewer than five are
 /// expected are one class together.
 fn deviation(counts: &[u32], probabilities: &[f64]) -> f64 {
@@ -104,6 +122,33 @@ fn tokens_are_drawn_by_their_probabilities_and_as_the_host_draws_them() {
 }
 
 #[test]
+fn top_k_and_top_p_leave_the_most_likely_and_draw_them_by_their_probabilities() {
+    let stub = stub(1, GIB);
+    let model = model(&stub);
+    let row = rows(&model, &PROMPTS[..1]).remove(0);
+    let suppressed = &[4, 700][..];
+    for (seed, temperature, top_k, top_p) in
+        [(31, 1.0, Some(12), 1.0), (32, 1.5, None, 0.6), (33, 1.5, Some(300), 0.5), (34, 1.0, Some(1), 0.9)]
+    {
+        let params = SamplingParams { temperature, top_k, top_p, seed };
+        let mut probabilities = softmax(&row, f64::from(temperature), suppressed);
+        probabilities = kept(&probabilities, top_k, f64::from(top_p));
+        let (ids, counts) = drawn(&model, &mut Sampler::new(params).unwrap(), suppressed, 400);
+        let outside = counts.iter().zip(&probabilities).any(|(count, p)| *count > 0 && *p == 0.0);
+        assert!(!outside, "{params:?}");
+        let left = probabilities.iter().filter(|p| **p > 0.0).count();
+        if left > 1 {
+            let found = deviation(&counts, &probabilities);
+            println!("{params:?}: {left} left, {found:.2} standard deviations from their probabilities");
+            assert!(found < 4.0, "{params:?}: {found}");
+        }
+        let mut host = Sampler::new(params).unwrap();
+        let expected: Vec<u32> = ids.iter().map(|_| host.sample(&row, suppressed).unwrap()).collect();
+        assert_eq!(ids, expected, "{params:?}");
+    }
+}
+
+#[test]
 fn a_seed_repeats_its_tokens_and_another_does_not() {
     let stub = stub(0, GIB);
     let model = model(&stub);
@@ -113,38 +158,42 @@ fn a_seed_repeats_its_tokens_and_another_does_not() {
     assert_ne!(first, draw(4));
 }
 
-/// Samplers of three rows.
-fn samplers(params: [(f32, Option<usize>); 3]) -> [Sampler; 3] {
+/// Samplers of three rows, with top-k and top-p.
+fn samplers(params: [(f32, Option<usize>, f32); 3]) -> [Sampler; 3] {
     let mut seed = 20;
-    params.map(|(temperature, top_k)| {
+    params.map(|(temperature, top_k, top_p)| {
         seed += 1;
-        Sampler::new(SamplingParams { temperature, top_k, seed, ..SamplingParams::default() }).unwrap()
+        Sampler::new(SamplingParams { temperature, top_k, top_p, seed }).unwrap()
     })
 }
 
-/// What was called between two reports.
-fn calls(before: &Report, after: &Report) -> (u64, u64, u64) {
+/// What was called between two reports: looks at all logits, digits of cuts, draws; copies to the host.
+fn calls(before: &Report, after: &Report) -> (u64, u64, u64, u64) {
     let count =
         |all: &std::collections::BTreeMap<String, u64>, name: &str| all.get(name).copied().unwrap_or(0);
     let kernel = |name| count(&after.kernels, name) - count(&before.kernels, name);
     let copies = "cuMemcpyDtoHAsync_v2";
-    (kernel("argmax"), kernel("sample"), count(&after.calls, copies) - count(&before.calls, copies))
+    let copied = count(&after.calls, copies) - count(&before.calls, copies);
+    (kernel("argmax"), kernel("narrow"), kernel("sample"), copied)
 }
 
 #[test]
-fn all_rows_of_a_step_are_chosen_by_one_launch_and_one_copy() {
+fn all_rows_of_a_step_are_chosen_by_few_launches_and_one_copy() {
     let stub = stub(2, GIB);
     let model = model(&stub);
     let rows = rows(&model, &PROMPTS);
     let suppressed = [5, 9];
     for (params, launches) in [
-        ([(0.0, None); 3], (1, 0, 1)),
-        ([(0.7, None); 3], (1, 1, 1)),
+        ([(0.0, None, 1.0); 3], (1, 0, 0, 1)),
+        ([(0.7, None, 1.0); 3], (1, 0, 1, 1)),
         // Of several temperatures, and greedy among them.
-        ([(1.3, None), (0.0, None), (0.4, None)], (1, 1, 1)),
-        // In order of their probabilities: on the host, from one copy.
-        ([(0.8, Some(4)); 3], (0, 0, 1)),
-        ([(0.8, Some(4)), (0.0, None), (0.9, None)], (1, 1, 3)),
+        ([(1.3, None, 1.0), (0.0, None, 1.0), (0.4, None, 1.0)], (1, 0, 1, 1)),
+        // A launch for each digit of what is cut; all rows in each.
+        ([(0.8, Some(4), 1.0); 3], (1, 3, 1, 1)),
+        ([(0.8, Some(4), 1.0), (0.0, None, 0.3), (0.9, None, 0.8)], (1, 3, 1, 1)),
+        ([(0.8, Some(40), 0.5), (0.9, None, 1.0), (0.7, None, 0.8)], (1, 6, 1, 1)),
+        // As many as there are is no cut.
+        ([(0.8, Some(1 << 40), 1.0); 3], (1, 0, 1, 1)),
     ] {
         let (mut here, mut there) = (samplers(params), samplers(params));
         let found = with_logits(&model, &PROMPTS, |mut logits| {
@@ -168,8 +217,9 @@ fn nothing_to_choose_from_is_an_error() {
     let model = model(&stub);
     let all: Vec<u32> = (0..model.config().vocab_size as u32).collect();
     with_logits(&model, &PROMPTS[..1], |mut logits| {
-        for temperature in [0.0, 1.0] {
-            let error = logits.sample(0, &mut sampler(temperature, 1), &all).unwrap_err();
+        for (temperature, top_k, top_p) in [(0.0, None, 1.0), (1.0, None, 1.0), (1.0, Some(2), 0.5)] {
+            let params = SamplingParams { temperature, top_k, top_p, seed: 1 };
+            let error = logits.sample(0, &mut Sampler::new(params).unwrap(), &all).unwrap_err();
             assert!(matches!(error, bench_engine::Error::NothingToSample { .. }), "{error}");
         }
         assert!(logits.sample_all([&mut sampler(1.0, 1)], &all, |_, _| ()).is_err());

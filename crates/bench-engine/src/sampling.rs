@@ -1,9 +1,11 @@
 //! From logits to the next token: greedy, or seeded sampling with temperature, top-k and top-p.
 //!
-//! Each token that is not greedy takes one value from the sampler's stream. Without top-k and top-p it falls where the
-//! running sum of the weights of all ids, in their order, exceeds that share of the whole: a rule that a device can
-//! follow without sorting, so that it draws what the host draws.
+//! Each token that is not greedy takes one value from the sampler's stream. Which token that value means stands in
+//! [`bench_kernels::draw`]: a rule that a device follows too, so that it draws what the host draws.
 
+use std::num::NonZeroU32;
+
+use bench_kernels::draw::Draw;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -25,15 +27,6 @@ impl Default for SamplingParams {
     fn default() -> Self {
         Self { temperature: 0.0, top_k: None, top_p: 1.0, seed: 0 }
     }
-}
-
-/// What is drawn for one token: where, of the sum of all weights, and under which temperature; 0 is the most likely.
-#[derive(Debug, Clone, Copy, PartialEq)]
-#[cfg_attr(not(feature = "cuda"), allow(dead_code))]
-pub(crate) struct Draw {
-    /// At least 0 and below 1.
-    pub(crate) uniform: f64,
-    pub(crate) temperature: f32,
 }
 
 /// Draws tokens; two samplers with equal parameters draw the same from the same logits.
@@ -67,20 +60,15 @@ impl Sampler {
         self.params.temperature == 0.0
     }
 
-    /// Whether every token is a candidate: no top-k, no top-p, or greedy.
-    pub(crate) fn is_plain(&self) -> bool {
-        self.is_greedy() || (self.params.top_k.is_none() && self.params.top_p >= 1.0)
-    }
-
-    /// What the next token of a plain sampler is drawn by, for those who have the logits elsewhere.
-    #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
+    /// How the next token is chosen, for those who have the logits elsewhere.
     pub(crate) fn draw(&mut self) -> Draw {
-        let uniform = if self.is_greedy() { 0.0 } else { self.uniform() };
-        Draw { uniform, temperature: self.params.temperature }
-    }
-
-    fn uniform(&mut self) -> f64 {
-        self.rng.random::<f64>()
+        if self.is_greedy() {
+            return Draw::GREEDY;
+        }
+        let SamplingParams { temperature, top_k, top_p, .. } = self.params;
+        // No vocabulary has more ids than fit.
+        let top_k = top_k.and_then(|k| NonZeroU32::new(u32::try_from(k).unwrap_or(u32::MAX)));
+        Draw { uniform: self.rng.random::<f64>(), temperature, top_k, top_p }
     }
 
     /// The next token for `logits` `[vocab]`; never one of `suppressed`, never one whose logit is not a number.
@@ -88,80 +76,9 @@ impl Sampler {
     /// # Errors
     /// [`Error::NothingToSample`] when nothing is left.
     pub fn sample(&mut self, logits: &[f32], suppressed: &[u32]) -> Result<u32> {
-        let nothing = || Error::NothingToSample { vocab_size: logits.len() };
-        if self.is_greedy() {
-            return greedy(logits, suppressed).ok_or_else(nothing);
-        }
-        let mut masked = logits.to_vec();
-        for &id in suppressed {
-            if let Some(logit) = masked.get_mut(id as usize) {
-                *logit = f32::NEG_INFINITY;
-            }
-        }
-        let candidates = (0_u32..).zip(masked).filter(|(_, logit)| *logit > f32::NEG_INFINITY).collect();
-        let weighted = if self.is_plain() { self.all(candidates) } else { self.weights(candidates) };
-        let total: f64 = weighted.iter().map(|(_, w)| w).sum();
-        let mut rest = self.uniform() * total;
-        for &(id, weight) in &weighted {
-            rest -= weight;
-            if rest < 0.0 {
-                return Ok(id);
-            }
-        }
-        // Rounding may leave a crumb after the last one.
-        weighted.iter().rfind(|(_, weight)| *weight > 0.0).map(|(id, _)| *id).ok_or_else(nothing)
+        let id = self.draw().choose(logits, suppressed);
+        id.ok_or(Error::NothingToSample { vocab_size: logits.len() })
     }
-
-    /// All candidates in their order, with unnormalized probabilities.
-    fn all(&self, candidates: Vec<(u32, f32)>) -> Vec<(u32, f64)> {
-        let largest = candidates.iter().map(|(_, logit)| *logit).fold(f32::NEG_INFINITY, f32::max);
-        let weight = |logit| weight(logit, largest, self.params.temperature);
-        candidates.into_iter().map(|(id, logit)| (id, weight(logit))).collect()
-    }
-
-    /// The candidates that top-k and top-p leave, most likely first, with unnormalized probabilities.
-    fn weights(&self, mut candidates: Vec<(u32, f32)>) -> Vec<(u32, f64)> {
-        let descending = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
-        let k = self.params.top_k.unwrap_or(usize::MAX);
-        if k < candidates.len() {
-            candidates.select_nth_unstable_by(k - 1, descending);
-            candidates.truncate(k);
-        }
-        candidates.sort_unstable_by(descending);
-        let largest = candidates.first().map_or(0.0, |c| c.1);
-        let weight = |logit| weight(logit, largest, self.params.temperature);
-        let mut weighted: Vec<_> = candidates.into_iter().map(|(id, logit)| (id, weight(logit))).collect();
-        if self.params.top_p < 1.0 {
-            let total: f64 = weighted.iter().map(|(_, w)| w).sum();
-            let mut sum = 0.0;
-            let enough = weighted.iter().position(|(_, w)| {
-                sum += w;
-                sum >= total * f64::from(self.params.top_p)
-            });
-            weighted.truncate(enough.map_or(weighted.len(), |at| at + 1));
-        }
-        weighted
-    }
-}
-
-/// The unnormalized probability of a logit beside the largest.
-fn weight(logit: f32, largest: f32, temperature: f32) -> f64 {
-    let difference = f64::from(logit) - f64::from(largest);
-    // An infinite logit wins outright: its difference to itself would not be a number.
-    if difference.is_nan() { 1.0 } else { (difference / f64::from(temperature)).exp() }
-}
-
-/// The first of the largest logits, hence the lowest id. The suppressed are looked up only for a new best: a
-/// vocabulary has 200,000 ids.
-fn greedy(logits: &[f32], suppressed: &[u32]) -> Option<u32> {
-    let mut best = None;
-    let mut largest = f32::NEG_INFINITY;
-    for (id, &logit) in (0_u32..).zip(logits) {
-        if logit > largest && !suppressed.contains(&id) {
-            (best, largest) = (Some(id), logit);
-        }
-    }
-    best
 }
 
 #[cfg(test)]
@@ -204,16 +121,16 @@ mod tests {
         let total: f64 = weights.iter().sum();
         let (mut sampling, mut drawing) = (sampler(1.0, None, 1.0), sampler(1.0, None, 1.0));
         for _ in 0..500 {
-            let Draw { uniform, temperature } = drawing.draw();
-            assert_eq!(temperature, 1.0);
+            let Draw { uniform, temperature, top_k, top_p } = drawing.draw();
+            assert_eq!((temperature, top_k, top_p), (1.0, None, 1.0));
             let id = sampling.sample(&logits, &suppressed).unwrap() as usize;
             let before: f64 = weights[..id].iter().sum();
             assert!(weights[id] > 0.0 && before <= uniform * total && uniform * total < before + weights[id]);
         }
         // Greedy rows take nothing from the stream.
-        assert_eq!(sampler(0.0, Some(3), 0.5).draw(), Draw { uniform: 0.0, temperature: 0.0 });
-        assert!(sampler(0.0, Some(3), 0.5).is_plain() && !sampler(1.0, Some(3), 1.0).is_plain());
-        assert!(!sampler(1.0, None, 0.9).is_plain() && sampler(1.0, None, 1.0).is_plain());
+        assert_eq!(sampler(0.0, Some(3), 0.5).draw(), Draw::GREEDY);
+        let huge = sampler(1.0, Some(usize::MAX), 0.5).draw();
+        assert_eq!((huge.top_k, huge.top_p), (NonZeroU32::new(u32::MAX), 0.5));
     }
 
     #[test]

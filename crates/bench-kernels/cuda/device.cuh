@@ -81,7 +81,7 @@ DEVICE uint2 load_once(const uint2 *from) {
 // Reads that bypass the first cache: for what other blocks of this kernel wrote.
 DEVICE float load_shared_by_blocks(const float *from) { return __ldcg(from); }
 DEVICE u32 load_shared_by_blocks(const u32 *from) { return __ldcg(from); }
-DEVICE double load_shared_by_blocks(const double *from) { return __ldcg(from); }
+DEVICE u64 load_shared_by_blocks(const u64 *from) { return __ldcg(from); }
 
 DEVICE u32 shared_address(const void *at) { return (u32)__cvta_generic_to_shared(at); }
 // 16 bytes to shared memory, asynchronously; zeros where `valid` is false.
@@ -165,6 +165,8 @@ DEVICE u16 float_to_half(float x) {
 // A product and a sum that the compiler does not fuse: for results that must equal another machine's bit for bit.
 DEVICE float exact_mul(float a, float b) { return __fmul_rn(a, b); }
 DEVICE float exact_add(float a, float b) { return __fadd_rn(a, b); }
+DEVICE double exact_mul(double a, double b) { return __dmul_rn(a, b); }
+DEVICE double exact_add(double a, double b) { return __dadd_rn(a, b); }
 DEVICE float reciprocal_sqrt(float x) { return 1.0f / sqrtf(x); }
 // Within 2 ulp and a little more for large x; expf is exact to 1.
 DEVICE float fast_exp(float x) { return __expf(x); }

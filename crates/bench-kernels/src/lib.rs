@@ -12,6 +12,7 @@ pub mod activation;
 pub mod attention;
 pub mod bandwidth;
 pub mod cuda;
+pub mod draw;
 pub mod error;
 pub mod exec;
 pub mod heap;

@@ -133,7 +133,7 @@ static inline uint4 load_once(const uint4 *from) { return aligned_load(from, 16)
 static inline uint2 load_once(const uint2 *from) { return aligned_load(from, 8); }
 static inline float load_shared_by_blocks(const float *from) { return aligned_load(from, 4); }
 static inline u32 load_shared_by_blocks(const u32 *from) { return aligned_load(from, 4); }
-static inline double load_shared_by_blocks(const double *from) { return aligned_load(from, 8); }
+static inline u64 load_shared_by_blocks(const u64 *from) { return aligned_load(from, 8); }
 static inline void copy_async16(void *to_shared, const void *from, bool valid) {
     if ((uintptr_t)to_shared % 16 || (valid && (uintptr_t)from % 16)) emulate::fail("a copy that is not aligned");
     emulate::copy_later(to_shared, from, valid ? 16 : 0, 16);
@@ -193,6 +193,8 @@ static inline u16 float_to_half(float x) {
 }
 static inline float exact_mul(float a, float b) { return a * b; }
 static inline float exact_add(float a, float b) { return a + b; }
+static inline double exact_mul(double a, double b) { return a * b; }
+static inline double exact_add(double a, double b) { return a + b; }
 static inline float reciprocal_sqrt(float x) { return 1.0f / sqrtf(x); }
 static inline float fast_exp(float x) { return expf(x); }
 static inline float fast_exp2(float x) { return exp2f(x); }

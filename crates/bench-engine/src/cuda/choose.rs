@@ -1,16 +1,16 @@
 //! Tokens chosen where the logits are: the most likely ones, and ones drawn by their probabilities.
 //!
-//! One look at the logits of all rows, at most one draw for them, and one copy of the ids: nothing else of a step is
-//! waited for.
+//! One look at the logits of all rows, for draws three more to cut each of top-k and top-p and one to draw, and one copy
+//! of the ids: nothing else of a step is waited for.
 
 use bench_kernels::cuda::Gpu;
 use bench_kernels::cuda::device::Category;
-use bench_kernels::cuda::vectors::{self, SelectArgs};
+use bench_kernels::cuda::vectors::{self, RowDraw, SelectArgs};
+use bench_kernels::draw::Draw;
 
 use crate::cuda::workspace::DeviceWorkspace;
 use crate::cuda::{address, buffer_of, gpu_error};
 use crate::error::{Error, Result};
-use crate::sampling::Draw;
 
 /// How far tokens of the last pass are chosen.
 #[derive(Debug, Default)]
@@ -93,18 +93,10 @@ impl DeviceWorkspace {
             self.rank()?;
         }
         let rows = draws.len().min(self.kept.saturating_sub(first));
-        let uniform: Vec<f64> = draws.iter().take(rows).map(|draw| draw.uniform).collect();
-        let temperatures: Vec<f32> = draws.iter().take(rows).map(|draw| draw.temperature).collect();
-        // One copy: temperatures stand behind the uniform values.
-        let both = [bytemuck::cast_slice::<_, u8>(&uniform), bytemuck::cast_slice(&temperatures)].concat();
-        let place = self.places.draws;
-        self.device.write(place, &both).map_err(gpu_error)?;
-        let args = SelectArgs {
-            uniform: place,
-            temperatures: place + size_of_val(&*uniform) as u64,
-            ..self.select(first, rows)
-        };
-        vectors::sample(&self.device, &args).map_err(gpu_error)
+        let vocab = self.vocab() as u32;
+        let draws: Vec<RowDraw> = draws.iter().take(rows).map(|draw| RowDraw::new(draw, vocab)).collect();
+        self.device.write(self.places.draws, bytemuck::cast_slice(&draws)).map_err(gpu_error)?;
+        vectors::sample(&self.device, &self.select(first, rows), &draws).map_err(gpu_error)
     }
 
     /// What the kernels are told of `rows` rows from `first` on.
@@ -118,13 +110,15 @@ impl DeviceWorkspace {
             ids: of_row(p.chosen, 4),
             best: of_row(p.best, 4),
             non_finite: of_row(p.chosen + 4 * self.kept as u64, 4),
-            uniform: 0,
-            temperatures: 0,
+            draws: p.draws,
+            cuts: p.cuts,
             scratch: p.select,
             rows: rows as u32,
             vocab: vocab as u32,
             stride: vocab as u32,
             suppressed_count: suppressed.len() as u32,
+            pass: 0,
+            reserved: 0,
         }
     }
 

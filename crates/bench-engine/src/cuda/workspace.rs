@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bench_kernels::cuda::Gpu;
 use bench_kernels::cuda::attention::{Cache, DecodeWorkspace, Span};
 use bench_kernels::cuda::device::{Buffer, Category, Device, Graph};
-use bench_kernels::cuda::vectors;
+use bench_kernels::cuda::vectors::{self, RowDraw};
 
 use crate::cuda::choose::Choice;
 use crate::cuda::{DeviceCache, Shape, gpu_error};
@@ -90,9 +90,11 @@ pub(crate) struct Places {
     pub(crate) chosen: u64,
     /// The largest logit of each row, f32 `[kept]`.
     pub(crate) best: u64,
-    /// f64 `[kept]`, then f32 `[kept]`: by what tokens are drawn.
+    /// `RowDraw [kept]`: by what tokens are drawn.
     pub(crate) draws: u64,
-    /// Of the choice; zeros at first.
+    /// What top-k and top-p leave of each row; zeros at first, as the next.
+    pub(crate) cuts: u64,
+    /// Of the choice.
     pub(crate) select: u64,
     /// u64 `[3]`: layer passes, distinct experts, tokens.
     pub(crate) routing: u64,
@@ -139,7 +141,8 @@ impl Places {
             logits: take(4 * n * shape.vocab),
             chosen: take(8 * n),
             best: take(4 * n),
-            draws: take(12 * n),
+            draws: take(size_of::<RowDraw>() * n),
+            cuts: take(vectors::cut_bytes(n)),
             select: take(vectors::scratch_bytes(n)),
             routing: take(24),
         };

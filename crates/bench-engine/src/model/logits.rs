@@ -1,7 +1,7 @@
 //! What a forward pass leaves: rows of logits, from which tokens are chosen.
 //!
-//! On a device tokens are chosen there, greedy ones and those of a temperature: for all rows of a step in one go, with
-//! values that each row's sampler draws here. Samplers with top-k or top-p, which need logits in order, get a copy.
+//! On a device tokens are chosen there, for all rows of a step in one go, with values that each row's sampler draws
+//! here.
 
 use crate::error::Result;
 use crate::model::Workspace;
@@ -40,11 +40,7 @@ impl<'w> Logits<'w> {
             if sampler.is_greedy() {
                 return device.greedy(row, suppressed);
             }
-            if sampler.is_plain() {
-                return device.draw(row, sampler.draw(), suppressed);
-            }
-            let vocab = device.vocab();
-            return sampler.sample(&device.logits()?[row * vocab..(row + 1) * vocab], suppressed);
+            return device.draw(row, sampler.draw(), suppressed);
         }
         sampler.sample(self.workspace.logits.row(row), suppressed)
     }
@@ -77,18 +73,17 @@ impl<'w> Logits<'w> {
         suppressed: &[u32],
         chosen: &mut dyn FnMut(usize, u32),
     ) -> Result<()> {
-        let together = samplers.iter().all(|s| s.is_plain()) && !samplers.iter().all(|s| s.is_greedy());
-        if together {
-            let draws: Vec<_> = samplers.into_iter().map(Sampler::draw).collect();
-            let ids = self.workspace.device()?.draw_all(&draws, suppressed)?;
-            for (row, id) in ids.into_iter().enumerate() {
-                chosen(row, id);
+        if samplers.iter().all(|s| s.is_greedy()) {
+            // The first of them chooses for all.
+            for (row, sampler) in samplers.into_iter().enumerate() {
+                chosen(row, self.sample(row, sampler, suppressed)?);
             }
             return Ok(());
         }
-        // Greedy rows are chosen together by the first of them.
-        for (row, sampler) in samplers.into_iter().enumerate() {
-            chosen(row, self.sample(row, sampler, suppressed)?);
+        let draws: Vec<_> = samplers.into_iter().map(Sampler::draw).collect();
+        let ids = self.workspace.device()?.draw_all(&draws, suppressed)?;
+        for (row, id) in ids.into_iter().enumerate() {
+            chosen(row, id);
         }
         Ok(())
     }

@@ -69,6 +69,9 @@ fn every_kernel_of_a_model_is_measured() {
         let has = |part: &str| seen.iter().any(|name| name.starts_with(part));
         assert_eq!([has("experts_up/mxfp4"), has("mlp_up")], [experts.is_some(), experts.is_none()]);
         assert!(has("qkv/q8_0/tokens=1") && has("attention/prefill/tokens=66") && has("argmax"));
+        assert!(
+            has("sample/temperature/vocab=70/rows=1") && has("sample/top_k=50,top_p=0.9/vocab=70/rows=64")
+        );
     }
 }
 
@@ -90,7 +93,8 @@ fn prompts_are_measured_by_both_products_of_a_hopper() {
 #[test]
 fn a_filter_that_names_nothing_lists_what_there_is() {
     let (gpu, shapes) = (Emulator::new(0), shapes(None));
-    let lines = suite::run(&gpu, &HostClock, &shapes, &options(Some("argmax")), |_| {}).unwrap();
+    let lines =
+        suite::run(&gpu, &HostClock, &shapes, &options(Some("argmax/vocab=70/rows=1")), |_| {}).unwrap();
     assert_eq!(lines.len(), 1);
     let error = suite::run(&gpu, &HostClock, &shapes, &options(Some("no such")), |_| {}).unwrap_err();
     assert!(error.to_string().contains("unembed/bf16/tokens=1"), "{error}");

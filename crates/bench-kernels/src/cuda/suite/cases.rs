@@ -1,12 +1,16 @@
 //! Which kernels are measured, at which sizes, what each must read and compute, and how it is launched.
 
+use std::num::NonZeroU32;
+
 use super::attention::{self, AttentionArgs, CACHE_BF16, DecodeWorkspace};
-use super::data::{Sequences, Weights, even_routing, planes, reals, weight_bytes};
+use super::data::{Sequences, Weights, copies, even_routing, planes, reals, weight_bytes};
 use super::panel::{self, PanelArgs};
 use super::tiles::{Format, GATHER, PAIR, Products, SCATTER, TilesArgs, tiles_by};
-use super::vectors::{SelectArgs, argmax, scratch_bytes};
+use super::vectors::{RowDraw, SelectArgs, argmax, cut_bytes, sample, scratch_bytes};
 use super::{Clock, GpuShapes, KernelTime, LEAST_REPEATS, Options, repeat};
+use crate::cuda::check::Values;
 use crate::cuda::{BF16, CLAMPED, Gpu, GpuError, Memory};
+use crate::draw::Draw;
 use crate::suite::Experts;
 
 /// Constants of gpt-oss.
@@ -68,7 +72,44 @@ enum Kind {
         tokens: usize,
         window: usize,
     },
-    Argmax,
+    /// The next tokens of a batch: the most likely ones, or drawn ones.
+    Choice {
+        how: How,
+        rows: usize,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum How {
+    Greedy,
+    Temperature,
+    TopK,
+    TopP,
+    Both,
+}
+
+impl How {
+    const ALL: [Self; 5] = [Self::Greedy, Self::Temperature, Self::TopK, Self::TopP, Self::Both];
+
+    /// As servers have them by default.
+    fn draw(self) -> Draw {
+        Draw {
+            uniform: 0.5,
+            temperature: if self == Self::Greedy { 0.0 } else { 1.0 },
+            top_k: NonZeroU32::new(if matches!(self, Self::TopK | Self::Both) { 50 } else { 0 }),
+            top_p: if matches!(self, Self::TopP | Self::Both) { 0.9 } else { 1.0 },
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Greedy => "argmax",
+            Self::Temperature => "sample/temperature",
+            Self::TopK => "sample/top_k=50",
+            Self::TopP => "sample/top_p=0.9",
+            Self::Both => "sample/top_k=50,top_p=0.9",
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -117,7 +158,8 @@ pub(super) fn all(shapes: &GpuShapes, options: &Options) -> Vec<Case> {
         kinds.extend(options.keys.map(|keys| Kind::Decode { keys, window }));
         kinds.push(Kind::Prefill { tokens: prompt, window });
     }
-    kinds.push(Kind::Argmax);
+    let choice = |rows| How::ALL.map(|how| Kind::Choice { how, rows });
+    kinds.extend([1, BATCHES[1]].into_iter().flat_map(choice));
     let ways = |kind: &Kind| -> &[Option<Products>] {
         let many = kind.products().is_some_and(|(m, tokens)| tokens == prompt && m.rows >= MANY_ROWS);
         if many && options.wgmma { &[Some(Products::Mma), Some(Products::Wgmma)] } else { &[None] }
@@ -134,7 +176,7 @@ impl Kind {
             | Self::Pair { matrix, tokens }
             | Self::ExpertsUp { matrix, tokens, .. }
             | Self::ExpertsDown { matrix, tokens, .. } => Some((matrix, *tokens)),
-            Self::Decode { .. } | Self::Prefill { .. } | Self::Argmax => None,
+            Self::Decode { .. } | Self::Prefill { .. } | Self::Choice { .. } => None,
         }
     }
 }
@@ -156,7 +198,7 @@ impl Case {
             Kind::Decode { keys, window } => format!("attention/decode/keys={keys}/window={window}"),
             Kind::Prefill { tokens, window: 0 } => format!("attention/prefill/tokens={tokens}"),
             Kind::Prefill { tokens, window } => format!("attention/prefill/tokens={tokens}/window={window}"),
-            Kind::Argmax => format!("argmax/vocab={}", self.shapes.vocab),
+            Kind::Choice { how, rows } => format!("{}/vocab={}/rows={rows}", how.name(), self.shapes.vocab),
         }
     }
 
@@ -171,7 +213,7 @@ impl Case {
             Kind::Decode { .. } | Kind::Prefill { .. } => {
                 format!("{} on {} heads of {}", s.heads, s.kv_heads, s.head_dim)
             }
-            Kind::Argmax => "1 row".to_owned(),
+            Kind::Choice { rows, .. } => format!("{rows} x {}", self.shapes.vocab),
         }
     }
 
@@ -200,7 +242,8 @@ impl Case {
                 let seen: usize = (1..=*tokens).map(|n| if *window == 0 { n } else { n.min(*window) }).sum();
                 (tokens * key_bytes, 4 * s.heads * s.head_dim * seen)
             }
-            Kind::Argmax => (4 * self.shapes.vocab, self.shapes.vocab),
+            // Each logit once, however often a draw looks at it.
+            Kind::Choice { rows, .. } => (4 * rows * self.shapes.vocab, rows * self.shapes.vocab),
         };
         (bytes as u64, operations as u64)
     }
@@ -247,7 +290,7 @@ impl Case {
             }
             Kind::Decode { keys, window } => self.decode(gpu, keys, window, set, &mut run),
             Kind::Prefill { tokens, window } => self.prefill(gpu, tokens, window, &mut run),
-            Kind::Argmax => self.argmax(gpu, &mut run),
+            Kind::Choice { how, rows } => self.choice(gpu, how, rows, set, &mut run),
         }?;
         Ok(time)
     }
@@ -333,25 +376,44 @@ impl Case {
         run(LAUNCHES, &mut || (0..LAUNCHES).try_for_each(|_| attention::prefill(gpu, &args)))
     }
 
-    fn argmax(&self, gpu: &dyn Gpu, run: Run<'_>) -> Result<(), GpuError> {
+    /// Of logits that lie in the device's cache no longer, if a set does not fit there.
+    fn choice(&self, gpu: &dyn Gpu, how: How, rows: usize, set: usize, run: Run<'_>) -> Result<(), GpuError> {
         let vocab = self.shapes.vocab;
-        let logits = reals(gpu, vocab)?;
-        let (ids, scratch) = (Memory::zeroed(gpu, 16)?, Memory::zeroed(gpu, scratch_bytes(1))?);
+        let bytes = 4 * rows * vocab;
+        let sets = copies(bytes, set).min(LAUNCHES);
+        let logits = Memory::zeroed(gpu, sets * bytes)?;
+        let values = Values::new(6).reals(rows * vocab, 12.0);
+        for set in 0..sets {
+            gpu.write(logits.address() + (set * bytes) as u64, bytemuck::cast_slice(&values))?;
+        }
+        let draws = vec![RowDraw::new(&how.draw(), vocab as u32); rows];
+        let draws_at = Memory::of(gpu, &draws)?;
+        let (ids, best) = (Memory::zeroed(gpu, 4 * rows)?, Memory::zeroed(gpu, 4 * rows)?);
+        let (scratch, cuts) =
+            (Memory::zeroed(gpu, scratch_bytes(rows))?, Memory::zeroed(gpu, cut_bytes(rows))?);
         let args = SelectArgs {
             logits: logits.address(),
             suppressed: 0,
             ids: ids.address(),
-            best: 0,
+            best: best.address(),
             non_finite: 0,
-            uniform: 0,
-            temperatures: 0,
+            draws: draws_at.address(),
+            cuts: cuts.address(),
             scratch: scratch.address(),
-            rows: 1,
+            rows: rows as u32,
             vocab: vocab as u32,
             stride: vocab as u32,
             suppressed_count: 0,
+            pass: 0,
+            reserved: 0,
         };
-        run(LAUNCHES, &mut || (0..LAUNCHES).try_for_each(|_| argmax(gpu, &args)))
+        run(LAUNCHES, &mut || {
+            (0..LAUNCHES).try_for_each(|i| {
+                let args = SelectArgs { logits: args.logits + (i % sets * bytes) as u64, ..args };
+                argmax(gpu, &args)?;
+                if how == How::Greedy { Ok(()) } else { sample(gpu, &args, &draws) }
+            })
+        })
     }
 }
 

@@ -1,11 +1,15 @@
-//! The kernels of `vectors.cu` on random shapes against plain arithmetic.
+//! The kernels of `vectors.cu` and `choice.cu` on random shapes against plain arithmetic.
+
+use std::num::NonZeroU32;
 
 use half::{bf16, f16};
 
 use super::rows::{
     AddArgs, EmbedArgs, GatherArgs, NormArgs, PlanesArgs, add, embed, gather_rows, rms_norm, to_planes,
 };
-use super::select::{AdvanceArgs, SelectArgs, Span, advance, argmax, sample, scratch_bytes};
+use super::select::{
+    AdvanceArgs, RowDraw, SelectArgs, Span, advance, argmax, cut_bytes, sample, scratch_bytes,
+};
 use super::weights::{
     CopyArgs, ExpandArgs, Fill, PeakArgs, QuantizeArgs, ReadArgs, copy_bandwidth, expand_mxfp4, fill,
     matrix_peak, peak_blocks, quantize_q8, read_bandwidth, read_blocks,
@@ -13,6 +17,7 @@ use super::weights::{
 use crate::cuda::check::{CheckRow, Values};
 use crate::cuda::gpu::{Gpu, GpuError, Memory};
 use crate::cuda::{BF16, ROUND_FIRST};
+use crate::draw::Draw;
 use crate::mxfp4::{BLOCK, FP4_VALUES};
 
 type Row = Result<CheckRow, GpuError>;
@@ -225,8 +230,14 @@ impl Logits {
     fn new(values: &mut Values) -> Self {
         let (rows, vocab) = (values.between(1, 3), values.one_of(&[1, 3, 50, 1024, 1025, 3111]));
         let stride = vocab + values.between(0, 4);
-        let mut logits: Vec<f32> =
-            (0..rows * stride).map(|_| values.between(0, 40) as f32 / 4.0 - 5.0).collect();
+        // Many ties, all the same, or none.
+        let kind = values.between(0, 3);
+        let any = |values: &mut Values| match kind {
+            0 => 0.5,
+            1 => values.real() * 9.0,
+            _ => values.between(0, 40) as f32 / 4.0 - 5.0,
+        };
+        let mut logits: Vec<f32> = (0..rows * stride).map(|_| any(values)).collect();
         for _ in 0..values.between(0, 20) {
             let at = values.between(0, logits.len() - 1);
             logits[at] = values.one_of(&[f32::NAN, f32::NEG_INFINITY, f32::INFINITY, 5.25, 5.25]);
@@ -254,7 +265,7 @@ impl Logits {
 /// Logits on the device, and room for what is chosen.
 struct Selection<'g> {
     /// Kept for as long as the arguments name them.
-    _inputs: [Option<Memory<'g>>; 3],
+    _inputs: [Option<Memory<'g>>; 4],
     ids: Memory<'g>,
     best: Memory<'g>,
     non_finite: Memory<'g>,
@@ -267,6 +278,7 @@ impl<'g> Selection<'g> {
         let suppressed =
             if logits.suppressed.is_empty() { None } else { Some(Memory::of(gpu, &logits.suppressed)?) };
         let scratch = Memory::zeroed(gpu, scratch_bytes(logits.rows))?;
+        let cuts = Memory::zeroed(gpu, cut_bytes(logits.rows))?;
         let room = || Memory::zeroed(gpu, logits.rows * 4);
         let (ids, best, non_finite) = (room()?, room()?, room()?);
         let args = SelectArgs {
@@ -275,15 +287,23 @@ impl<'g> Selection<'g> {
             ids: ids.address(),
             best: best.address(),
             non_finite: non_finite.address(),
-            uniform: 0,
-            temperatures: 0,
+            draws: 0,
+            cuts: cuts.address(),
             scratch: scratch.address(),
             rows: logits.rows as u32,
             vocab: logits.vocab as u32,
             stride: logits.stride as u32,
             suppressed_count: logits.suppressed.len() as u32,
+            pass: 0,
+            reserved: 0,
         };
-        Ok(Self { _inputs: [Some(memory), suppressed, Some(scratch)], ids, best, non_finite, args })
+        Ok(Self {
+            _inputs: [Some(memory), suppressed, Some(scratch), Some(cuts)],
+            ids,
+            best,
+            non_finite,
+            args,
+        })
     }
 }
 
@@ -303,64 +323,37 @@ fn check_argmax(gpu: &dyn Gpu, values: &mut Values) -> Row {
     row("argmax", format!("{} of {}", logits.rows, logits.vocab), wrong, 0.0)
 }
 
-/// The order in which a row's weights are summed, as ids.
-fn order(vocab: usize) -> Vec<usize> {
-    let parts = vocab.div_ceil(1024).min(256);
-    let size = vocab.div_ceil(parts).div_ceil(1024) * 1024;
-    let of_thread = |start: usize, thread: usize| {
-        let firsts = (start + 4 * thread..start + size).step_by(1024);
-        firsts.flat_map(|first| first..first + 4).filter(move |id| *id < vocab)
-    };
-    (0..parts).flat_map(|part| (0..256).flat_map(move |thread| of_thread(part * size, thread))).collect()
+/// Any way to draw, of `vocab` ids.
+fn any_draw(values: &mut Values, vocab: usize) -> Draw {
+    let uniform = (values.word() >> 11) as f64 / (1_u64 << 53) as f64;
+    let most = values.one_of(&[1, 2, 7, vocab, vocab + 5]);
+    let k = values.between(1, most) as u32;
+    Draw {
+        uniform: values.one_of(&[0.0, uniform, uniform, uniform, 1.0 - f64::EPSILON / 2.0]),
+        temperature: values.one_of(&[0.0, 0.02, 0.3, 1.0, 1.7]),
+        top_k: values.one_of(&[None, NonZeroU32::new(k)]),
+        top_p: values.one_of(&[1.0, 1.0, 1e-9, 0.5, 0.9, 0.999_999]),
+    }
 }
 
 fn check_sample(gpu: &dyn Gpu, values: &mut Values) -> Row {
     let logits = Logits::new(values);
     let mut selection = Selection::new(gpu, &logits)?;
-    let order = order(logits.vocab);
-    let mut difference = 0.0_f64;
-    let mut seen = Vec::new();
-    for _ in 0..3 {
-        // A row may be greedy beside others.
-        let temperatures: Vec<f32> = (0..logits.rows).map(|_| values.one_of(&[0.0, 0.3, 1.0, 1.7])).collect();
-        let word = |values: &mut Values| (values.word() >> 11) as f64 / (1_u64 << 53) as f64;
-        let uniform: Vec<f64> =
-            (0..logits.rows).map(|_| if values.between(0, 4) == 0 { 0.0 } else { word(values) }).collect();
-        let (uniform_at, temperatures_at) = (Memory::of(gpu, &uniform)?, Memory::of(gpu, &temperatures)?);
-        (selection.args.uniform, selection.args.temperatures) =
-            (uniform_at.address(), temperatures_at.address());
+    let (mut wrong, mut seen) = (0.0, Vec::new());
+    // Again and again, since the counters must be as before.
+    for _ in 0..4 {
+        let how: Vec<Draw> = (0..logits.rows).map(|_| any_draw(values, logits.vocab)).collect();
+        let draws: Vec<RowDraw> = how.iter().map(|draw| RowDraw::new(draw, logits.vocab as u32)).collect();
+        let draws_at = Memory::of(gpu, &draws)?;
+        selection.args.draws = draws_at.address();
         argmax(gpu, &selection.args)?;
-        sample(gpu, &selection.args)?;
-        for (r, id) in selection.ids.values::<u32>()?.into_iter().enumerate() {
-            difference = difference.max(match temperatures[r] {
-                0.0 => f64::from(u8::from(id != logits.best(r).0)),
-                temperature => outside(&logits, r, id, uniform[r], temperature, &order),
-            });
-        }
-        seen.push(temperatures);
+        sample(gpu, &selection.args, &draws)?;
+        let expected = how.iter().zip(0..).map(|(draw, r)| draw.choose(logits.row(r), &logits.suppressed));
+        let expected: Vec<u32> = expected.map(|id| id.unwrap_or(u32::MAX)).collect();
+        wrong += unequal(&selection.ids.values()?, &expected);
+        seen.push(how);
     }
-    row("sample", format!("{} of {} at {seen:?}", logits.rows, logits.vocab), difference, 1e-5)
-}
-
-/// How far the uniform value lies outside of the part of the whole that belongs to `id`.
-fn outside(logits: &Logits, row: usize, id: u32, uniform: f64, temperature: f32, order: &[usize]) -> f64 {
-    let largest = logits.best(row).1;
-    let mut weights = vec![0.0; logits.vocab];
-    for (id, logit) in logits.candidates(row) {
-        let difference = f64::from(logit) - f64::from(largest);
-        weights[id as usize] =
-            if difference.is_nan() { 1.0 } else { (difference / f64::from(temperature)).exp() };
-    }
-    let total: f64 = weights.iter().sum();
-    if total == 0.0 {
-        return if id == u32::MAX { 0.0 } else { 1.0 };
-    }
-    if weights.get(id as usize).is_none_or(|weight| *weight == 0.0) {
-        return 1.0;
-    }
-    let before: f64 = order.iter().take_while(|at| **at != id as usize).map(|at| weights[*at]).sum();
-    let (from, to) = (before / total, (before + weights[id as usize]) / total);
-    (from - uniform).max(uniform - to).max(0.0)
+    row("sample", format!("{} of {}: {seen:?}", logits.rows, logits.vocab), wrong, 0.0)
 }
 
 fn check_advance(gpu: &dyn Gpu, values: &mut Values) -> Row {

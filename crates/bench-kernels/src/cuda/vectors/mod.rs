@@ -1,5 +1,5 @@
-//! Kernels over rows and flat vectors (`cuda/vectors.cu`): what stands between the products, the choice of
-//! the next token, and the making of weights on the device.
+//! Kernels over rows and flat vectors (`cuda/vectors.cu`): what stands between the products, and the making of weights
+//! on the device; and the choice of the next token (`cuda/choice.cu`).
 //!
 //! Each argument struct is what the kernel takes, byte for byte; addresses that are optional are 0 where they
 //! are not wanted. Launches check shapes and nothing else: addresses are the caller's matter.
@@ -12,7 +12,7 @@ mod weights;
 pub use check::check;
 pub use rows::{AddArgs, EmbedArgs, GatherArgs, NormArgs, PlanesArgs};
 pub use rows::{add, embed, gather_rows, rms_norm, to_planes};
-pub use select::{AdvanceArgs, SelectArgs, Span, advance, argmax, sample, scratch_bytes};
+pub use select::{AdvanceArgs, RowDraw, SelectArgs, Span, advance, argmax, cut_bytes, sample, scratch_bytes};
 pub use weights::{
     CopyArgs, ExpandArgs, Fill, PEAK_FLOPS_OF_ROUND, PeakArgs, QuantizeArgs, ReadArgs, copy_bandwidth,
     expand_mxfp4, fill, matrix_peak, peak_blocks, quantize_q8, read_bandwidth, read_blocks,
