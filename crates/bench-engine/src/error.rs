@@ -27,12 +27,12 @@ pub enum Error {
     UnknownPreset { name: String, valid: String },
 
     #[error(
-        "unknown model {name:?}: expected a folder, org/name of the hub, or dummy:<preset> with one of {presets}"
+        "unknown model {name:?}: expected a folder, org/name of the hub, or dummy:<preset> with one of {presets}{hint}"
     )]
-    UnknownModel { name: String, presets: String },
+    UnknownModel { name: String, presets: String, hint: String },
 
-    #[error("{repo} is not downloaded yet: `ossbench generate -m {repo} \"Hello\"` brings it")]
-    NotDownloaded { repo: String },
+    #[error("{repo} is not downloaded yet: `ossbench generate -m {repo} \"Hello\"` brings it{hint}")]
+    NotDownloaded { repo: String, hint: String },
 
     #[error(
         "{model} does not fit in memory: it needs {required} (weights {weights}, KV cache {kv} for {context} \

@@ -53,7 +53,8 @@ impl ModelRef {
             return Err(Error::NotACheckpoint { folder: path.to_owned(), problem });
         }
         if !hub::is_repo_name(text) {
-            return Err(Error::UnknownModel { name: text.to_owned(), presets: preset::names().join(", ") });
+            let presets = preset::names().join(", ");
+            return Err(Error::UnknownModel { name: text.to_owned(), presets, hint: preset_hint(text) });
         }
         Ok(Self::Hub(text.to_owned()))
     }
@@ -66,7 +67,7 @@ impl ModelRef {
         if let Self::Dummy(preset) = self {
             return preset::config(preset);
         }
-        let folder = self.folder()?.ok_or_else(|| Error::NotDownloaded { repo: self.to_string() })?;
+        let folder = self.folder()?.ok_or_else(|| not_downloaded(&self.to_string()))?;
         ModelConfig::from_folder(&folder)
     }
 
@@ -80,7 +81,7 @@ impl ModelRef {
             Self::Folder(path) => Ok(Some(path.clone())),
             Self::Hub(repo) => hub::cached(repo, REVISION, &HubOptions::from_env()?)
                 .map(Some)
-                .ok_or_else(|| Error::NotDownloaded { repo: repo.clone() }),
+                .ok_or_else(|| not_downloaded(repo)),
         }
     }
 
@@ -115,6 +116,19 @@ impl ModelRef {
     }
 }
 
+fn not_downloaded(repo: &str) -> Error {
+    Error::NotDownloaded { repo: repo.to_owned(), hint: preset_hint(repo) }
+}
+
+/// What has the shapes of a model that is not here, for the end of an error.
+fn preset_hint(name: &str) -> String {
+    let last = name.rsplit('/').next().unwrap_or(name).to_lowercase();
+    match preset::names().into_iter().find(|preset| *preset == last) {
+        Some(preset) => format!("; dummy:{preset} has its shapes, with generated weights"),
+        None => String::new(),
+    }
+}
+
 impl fmt::Display for ModelRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -122,5 +136,19 @@ impl fmt::Display for ModelRef {
             Self::Folder(path) => path.display().fmt(f),
             Self::Hub(name) => f.write_str(name),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_that_is_not_here_is_told_with_what_has_its_shapes() {
+        let hint = "; dummy:gpt-oss-20b has its shapes, with generated weights";
+        let unknown = ModelRef::parse("gpt-oss-20b").unwrap_err().to_string();
+        assert!(unknown.contains("org/name of the hub") && unknown.ends_with(hint), "{unknown}");
+        assert!(not_downloaded("openai/GPT-OSS-20b").to_string().ends_with(hint));
+        assert!(not_downloaded("openai/other").to_string().ends_with("brings it"));
     }
 }
