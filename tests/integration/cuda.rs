@@ -216,7 +216,17 @@ fn memory_is_what_preflight_said() {
         ("gpt-oss-tiny", LoadOptions { expert_dtype: ExpertDtype::Bf16, ..bf16.clone() }, 3, 20, 9),
         ("gpt-oss-tiny", LoadOptions { dense_dtype: DenseDtype::Q8_0, ..base }, 1, 20, 20),
         ("dense-tiny", LoadOptions { dense_dtype: DenseDtype::Q8_0, ..bf16.clone() }, 2, 33, 16),
-        ("dense-tiny", bf16, 9, 6, 4),
+        ("dense-tiny", bf16.clone(), 9, 6, 4),
+        // Passes in parts: of two chunks, and of fewer rows than a step has.
+        ("gpt-oss-tiny", LoadOptions { pass_rows: Some(25), ..bf16.clone() }, 5, 25, 10),
+        ("dense-tiny", LoadOptions { pass_rows: Some(3), ..bf16.clone() }, 5, 6, 4),
+        (
+            "gpt-oss-tiny",
+            LoadOptions { expert_mode: ExpertMode::DenseAll, pass_rows: Some(4), ..bf16 },
+            7,
+            5,
+            1,
+        ),
     ];
     for (preset, options, batch, prompt, chunk) in choices {
         let model = dummy(preset, &options);

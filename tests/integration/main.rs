@@ -17,6 +17,7 @@ mod cuda_failures;
 mod cuda_memory;
 mod cuda_products;
 mod cuda_run;
+mod cuda_split;
 mod energy;
 mod fidelity;
 mod golden_model;

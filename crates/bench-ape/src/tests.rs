@@ -46,6 +46,7 @@ fn model(
         dense_dtype: None,
         matmul_precision: None,
         kv_dtype: None,
+        pass_rows: None,
         kernels: "scalar".to_owned(),
         shape: ModelShape {
             hidden_size: dims.0,

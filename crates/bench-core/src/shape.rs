@@ -33,6 +33,9 @@ pub struct ModelFacts {
     pub matmul_precision: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kv_dtype: Option<String>,
+    /// Rows of one forward pass on a GPU, where the largest that a plan asks for has more and is divided.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pass_rows: Option<u64>,
     /// Instruction set of the kernels, `avx512`.
     pub kernels: String,
     pub shape: ModelShape,

@@ -37,6 +37,8 @@ pub struct Need {
     pub mapped: bool,
     /// `None`: on the host.
     pub gpu: Option<Gpu>,
+    /// See [`LoadOptions::pass_rows`].
+    pub pass_rows: Option<usize>,
 }
 
 /// What memory on a GPU depends on, beside the model.
@@ -60,6 +62,7 @@ impl Need {
             prefill_chunk: 1,
             mapped: false,
             gpu: options.place.multiprocessors().map(|multiprocessors| Gpu { multiprocessors }),
+            pass_rows: options.pass_rows,
         }
     }
 
@@ -80,14 +83,45 @@ pub struct Preflight {
     pub available_bytes: Option<u64>,
     pub fits: bool,
     pub weights_mapped: bool,
+    /// Rows of one pass on a GPU, where it fits only so that larger passes are divided.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pass_rows: Option<usize>,
     /// Largest context of this batch that fits, 0 if not even one token does.
     pub max_context_tokens: usize,
     /// What would fit, where this does not.
     pub suggestion: Option<String>,
 }
 
-/// Holds `need` against `available` bytes (see [`crate::system::available_memory`]).
+/// `need` with passes that fit in `available` bytes: on a GPU those of several sequences are divided, into no more parts
+/// than they have to be, of whole sequences. What fits as it is, or not at all, stays.
+#[must_use]
+pub fn divided(config: &ModelConfig, need: &Need, available: Option<u64>) -> Need {
+    let fits = |need: &Need| available.is_none_or(|available| required(config, need) <= available);
+    if need.gpu.is_none() || need.batch < 2 || fits(need) {
+        return *need;
+    }
+    let chunk = need.prefill_chunk.min(need.context_tokens).max(1);
+    let of = |sequences: usize| {
+        let rows = sequences.saturating_mul(chunk);
+        Need { pass_rows: Some(need.pass_rows.map_or(rows, |most| most.min(rows))), ..*need }
+    };
+    let sequences = largest(need.batch - 1, |sequences| fits(&of(sequences)));
+    if sequences == 0 {
+        return *need;
+    }
+    // About as many in each part.
+    let parts = need.batch.div_ceil(sequences);
+    of(need.batch.div_ceil(parts))
+}
+
+/// Whether `need` fits in `available` bytes, with passes divided if need be.
+fn fits(config: &ModelConfig, need: &Need, available: Option<u64>) -> bool {
+    available.is_none_or(|free| required(config, &divided(config, need, available)) <= free)
+}
+
+/// Holds `need` against `available` bytes (see [`crate::system::available_memory`]), with passes [`divided`].
 pub fn check(config: &ModelConfig, need: &Need, available: Option<u64>) -> Preflight {
+    let need = &divided(config, need, available);
     let weights_bytes = layout::weights_bytes(config, need.stored());
     let parts = parts(config, need, PROGRAM_BYTES);
     let required_bytes = parts.total_bytes();
@@ -100,6 +134,7 @@ pub fn check(config: &ModelConfig, need: &Need, available: Option<u64>) -> Prefl
         available_bytes: available,
         fits,
         weights_mapped: need.mapped,
+        pass_rows: need.pass_rows,
         max_context_tokens: max_context_of(config, need, available),
         suggestion: (!fits).then(|| suggest(config, need, available)),
     }
@@ -125,14 +160,18 @@ pub fn require(name: &str, config: &ModelConfig, need: &Need, available: Option<
     }
 }
 
-/// [`require`] where the model is to run: on a GPU the refusal says who holds its memory.
+/// [`require`] where the model is to run: on a GPU the refusal says who holds its memory. Gives `need` as it fits, see
+/// [`divided`].
 ///
 /// # Errors
 /// [`Error::DoesNotFit`], [`Error::DoesNotFitOn`], a device that fails.
-pub fn require_at(name: &str, config: &ModelConfig, need: &Need, place: &Place) -> Result<(), Error> {
+pub fn require_at(name: &str, config: &ModelConfig, need: &Need, place: &Place) -> Result<Need, Error> {
     match (place.memory()?, place.label()) {
-        (Some(memory), Some(device)) => require_on(name, config, need, memory, device),
-        _ => require(name, config, need, available_memory()),
+        (Some(memory), Some(device)) => {
+            require_on(name, config, need, memory, device)?;
+            Ok(divided(config, need, Some(memory.free_bytes)))
+        }
+        _ => require(name, config, need, available_memory()).map(|()| *need),
     }
 }
 
@@ -304,7 +343,8 @@ fn product_bytes(need: &Need, packed: bool, rows: usize) -> f64 {
     }
 }
 
-/// Largest context of `need.batch` sequences that fits in `memory` bytes, 0 if not even one token does.
+/// Largest context of `need.batch` sequences that fits in `memory` bytes, 0 if not even one token does; as for
+/// [`max_batch`] without dividing passes.
 pub fn max_context(config: &ModelConfig, need: &Need, program_bytes: u64, memory: u64) -> usize {
     let fits = |context_tokens| {
         parts(config, &Need { context_tokens, ..*need }, program_bytes).total_bytes() <= memory
@@ -335,19 +375,18 @@ fn largest(limit: usize, fits: impl Fn(usize) -> bool) -> usize {
 }
 
 fn max_context_of(config: &ModelConfig, need: &Need, available: Option<u64>) -> usize {
-    let memory = available.unwrap_or(u64::MAX);
-    max_context(config, need, PROGRAM_BYTES, memory)
+    let fits = |context_tokens| fits(config, &Need { context_tokens, ..*need }, available);
+    largest(config.max_position_embeddings, fits)
 }
 
 /// The largest smaller batch of this context that fits, if there is one.
 fn fitting_batch(config: &ModelConfig, need: &Need, available: Option<u64>) -> Option<usize> {
-    let fits = |batch| required(config, &Need { batch, ..*need }) <= available.unwrap_or(u64::MAX);
+    let fits = |batch| fits(config, &Need { batch, ..*need }, available);
     Some(largest(need.batch.checked_sub(1).filter(|n| *n > 0)?, fits)).filter(|n| *n > 0)
 }
 
 fn suggest(config: &ModelConfig, need: &Need, available: Option<u64>) -> String {
-    let fits =
-        |config: &ModelConfig, need: &Need| available.is_none_or(|free| required(config, need) <= free);
+    let fits = |config: &ModelConfig, need: &Need| fits(config, need, available);
     let mut ways = Vec::new();
     let native = Need { expert_dtype: ExpertDtype::Native, ..*need };
     if need.expert_dtype == ExpertDtype::Bf16 && config.mxfp4 && fits(config, &native) {
@@ -392,6 +431,7 @@ mod tests {
         prefill_chunk: 512,
         mapped: true,
         gpu: None,
+        pass_rows: None,
     };
 
     #[test]

@@ -51,13 +51,13 @@ pub struct Session {
 /// A model that is unknown, broken, or does not fit in memory; a tokenizer that is missing.
 pub fn open(model: &str, options: &OpenOptions, progress: &mut dyn FnMut(Progress)) -> Result<Session> {
     let source = ModelRef::parse(model)?.open(options.seed, options.load.num_layers, progress)?;
-    require_memory(model, &source, options)?;
+    let load = fitting(model, &source, options)?;
     let tokenizer = tokenizer(&source)?;
     let format = chat_format(source.folder.as_deref(), &source.config, options)?;
     let stop_ids = format.stop_ids(&tokenizer, &source.config.eos_token_ids);
     // Making a tokenizer leaves several times its size behind.
     heap::trim();
-    let model = Model::build(source.config, source.weights.as_ref(), &options.load, progress)?;
+    let model = Model::build(source.config, source.weights.as_ref(), &load, progress)?;
     Ok(Session { model, tokenizer, format, stop_ids })
 }
 
@@ -67,8 +67,8 @@ pub fn open(model: &str, options: &OpenOptions, progress: &mut dyn FnMut(Progres
 /// As [`open`].
 pub fn open_model(model: &str, options: &OpenOptions, progress: &mut dyn FnMut(Progress)) -> Result<Model> {
     let source = ModelRef::parse(model)?.open(options.seed, options.load.num_layers, progress)?;
-    require_memory(model, &source, options)?;
-    Model::build(source.config, source.weights.as_ref(), &options.load, progress)
+    let load = fitting(model, &source, options)?;
+    Model::build(source.config, source.weights.as_ref(), &load, progress)
 }
 
 /// The tokenizer alone, as [`open`] loads it.
@@ -84,11 +84,13 @@ pub fn open_tokenizer(model: &ModelRef) -> Result<Tokenizer> {
     Ok(tokenizer)
 }
 
-/// What can be refused before weights are read: an ablation that the model does not have, and what does not fit.
-fn require_memory(model: &str, source: &Source, options: &OpenOptions) -> Result<()> {
+/// The options with passes that fit. What can be refused before weights are read: an ablation that the model does not
+/// have, and what does not fit.
+fn fitting(model: &str, source: &Source, options: &OpenOptions) -> Result<LoadOptions> {
     options.load.expert_mode.check(&source.config)?;
     let need = options.need(source.folder.is_some());
-    preflight::require_at(model, &source.config, &need, &options.load.place)
+    let need = preflight::require_at(model, &source.config, &need, &options.load.place)?;
+    Ok(LoadOptions { pass_rows: need.pass_rows, ..options.load.clone() })
 }
 
 impl OpenOptions {

@@ -50,6 +50,7 @@ fn facts(shape: ModelShape) -> ModelFacts {
         dense_dtype: None,
         matmul_precision: None,
         kv_dtype: None,
+        pass_rows: None,
         kernels: "avx2".to_owned(),
         shape,
     }

@@ -48,6 +48,7 @@ pub fn load_options(dtypes: Dtypes, layers: Option<u32>) -> LoadOptions {
         exec: Exec::shared(),
         place: Place::Host,
         packed_cache: None,
+        pass_rows: None,
     }
 }
 
@@ -73,6 +74,7 @@ pub fn facts(config: &ModelConfig, options: &LoadOptions) -> ModelFacts {
         dense_dtype: Some(options.dense_dtype.name().to_owned()),
         matmul_precision: Some(options.matmul_precision.name().to_owned()),
         kv_dtype: Some(options.kv().name().to_owned()),
+        pass_rows: None,
         kernels: options.place.title().unwrap_or_else(|| system::kernel_variant().to_owned()),
         shape: shape(config, options),
     }

@@ -64,6 +64,7 @@ fn facts() -> ModelFacts {
         dense_dtype: None,
         matmul_precision: None,
         kv_dtype: None,
+        pass_rows: None,
         kernels: "scalar".to_owned(),
         shape: ModelShape {
             hidden_size: 1,

@@ -219,6 +219,14 @@ fn print_model(model: &ModelFindings, out: &mut dyn Write) -> Result<(), CliErro
             p.max_context_tokens
         )?;
     }
+    for fit in model.fits.iter().filter(|f| f.preflight.fits).take(1) {
+        if let Some(rows) = fit.preflight.pass_rows {
+            writeln!(
+                out,
+                "prompts of a batch run in parts of at most {rows} tokens: more do not fit at once"
+            )?;
+        }
+    }
     for suggestion in model.fits.iter().filter_map(|f| f.preflight.suggestion.as_ref()).take(1) {
         writeln!(out, "{suggestion}")?;
     }

@@ -129,7 +129,7 @@ fn open(args: &FidelityArgs, dtypes: Dtypes, what: &str, io: &mut Io<'_>) -> Res
     let mut bar = Waiting::new(&format!("loading {} in {what}", args.model), io.err);
     let model = session::open_model(&args.model, &options, &mut |p| bar.set(p.done, p.total, p.unit))?;
     drop(bar);
-    say(&model, io)?;
+    say(&model, &options.load.place, io)?;
     Ok(model)
 }
 

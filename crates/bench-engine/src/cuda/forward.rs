@@ -48,7 +48,7 @@ impl Transformer {
             cache.grow(span.past + span.len)?;
             longest = longest.max(span.past + span.len).max(cache.reserved());
         }
-        let wanted = Size { keys: keys(longest), ..size };
+        let wanted = Size { keys: size.keys.max(keys(longest)), ..size };
         ws.fit(wanted)?;
         let mut caches: Vec<&DeviceCache> = Vec::with_capacity(pass.spans.len());
         for span in pass.spans {

@@ -121,6 +121,8 @@ pub(crate) struct Shape {
     /// bf16 parts of an activation: 1 where it is rounded, 3 where it is f32.
     planes: usize,
     kv_bf16: bool,
+    /// Most rows of one pass.
+    pass_rows: usize,
     multiprocessors: u32,
     /// Flags of norms and of everything else.
     norm_flags: u32,
@@ -134,7 +136,7 @@ impl Shape {
         let moe = config.moe.as_ref();
         let gpt_oss = config.architecture == Architecture::GptOss;
         let flags = if bf16 { BF16 } else { 0 };
-        Self {
+        let shape = Self {
             layers: config.num_hidden_layers,
             hidden: config.hidden_size,
             heads: config.num_attention_heads,
@@ -153,10 +155,26 @@ impl Shape {
             bf16,
             planes: if bf16 { 1 } else { 3 },
             kv_bf16: options.kv() == KvDtype::Bf16,
+            pass_rows: 0,
             multiprocessors,
             norm_flags: flags | if gpt_oss { 0 } else { ROUND_FIRST },
             flags: flags | if gpt_oss { CLAMPED } else { 0 },
-        }
+        };
+        let countable = shape.countable_rows();
+        Self { pass_rows: options.pass_rows.map_or(countable, |rows| rows.clamp(1, countable)), ..shape }
+    }
+
+    /// Rows of which products can count all values, of all planes and slots, in 32 bits.
+    fn countable_rows(&self) -> usize {
+        let widest = self.hidden.max(self.q).max(self.slots * self.intermediate);
+        (u32::MAX as usize / (self.planes * widest)).max(1)
+    }
+
+    /// Tokens of a sequence in one pass, and sequences of `batch` equal ones, where passes of `chunk` tokens of each
+    /// are asked for.
+    fn divide(&self, chunk: usize, batch: usize) -> (usize, usize) {
+        let chunk = chunk.clamp(1, self.pass_rows);
+        (chunk, batch.min(self.pass_rows / chunk))
     }
 
     /// Whether experts are computed that the router did not choose.
@@ -221,6 +239,11 @@ impl Transformer {
 
     pub(crate) fn weights_bytes(&self) -> u64 {
         self.weights_bytes
+    }
+
+    /// See [`LoadOptions::pass_rows`].
+    pub(crate) fn pass_rows(&self) -> usize {
+        self.shape.pass_rows
     }
 
     /// A cache without tokens.

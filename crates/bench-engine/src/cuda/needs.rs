@@ -16,12 +16,15 @@ pub(crate) fn parts(config: &ModelConfig, need: &Need, gpu: Gpu) -> Parts {
         activation_dtype: need.activation_dtype,
         kv_dtype: Some(need.kv_dtype),
         expert_mode: need.expert_mode,
+        pass_rows: need.pass_rows,
         ..LoadOptions::default()
     };
     let shape = Shape::of(config, &options, gpu.multiprocessors);
-    let (batch, chunk) = (need.batch, need.prefill_chunk.min(need.context_tokens).max(1));
-    // The first pass is the largest: a chunk of each prompt, of which the last rows are kept in the end.
-    let rows = batch.saturating_mul(chunk);
+    let batch = need.batch;
+    // The first pass is the largest: a chunk of each prompt, of which the last rows are kept in the end. One that is
+    // divided is as large as its first part, or as a step.
+    let (chunk, together) = shape.divide(need.prefill_chunk.min(need.context_tokens), batch);
+    let rows = (together * chunk).max(batch.min(shape.pass_rows));
     let size = Size { rows, sequences: batch, kept: batch, keys: keys(need.context_tokens) };
     let (_, activation_bytes) = Places::cut(0, &shape, size);
     Parts {
@@ -85,7 +88,7 @@ mod tests {
     use super::*;
     use crate::preflight;
     use crate::preset;
-    use crate::{ActivationDtype, KvDtype};
+    use crate::{ActivationDtype, ExpertMode, KvDtype};
 
     /// As an H200 is asked for it.
     fn need(context_tokens: usize, batch: usize) -> Need {
@@ -141,6 +144,42 @@ mod tests {
         let small = total(9_999, 8);
         let context = preflight::max_context(&config, &need(1, 8), 0, small);
         assert!(total(context, 8) <= small && total(context + 1, 8) > small, "{context}");
+    }
+
+    #[test]
+    fn large_passes_are_divided_by_what_products_count_and_by_memory() {
+        let config = preset::config("gpt-oss-20b").unwrap();
+        let all = |batch| Need { expert_mode: ExpertMode::DenseAll, ..need(2048 + 128, batch) };
+        let bytes = |need: &Need| preflight::parts(&config, need, 0).activation_bytes;
+        // 32 slots of 2,880 values for each of at most 46,603 rows: 22 prompts of 2,048.
+        let rows = |sequences: usize| Need { pass_rows: Some(2048 * sequences), ..all(64) };
+        assert_eq!(bytes(&all(64)), bytes(&rows(22)));
+        assert!(bytes(&rows(21)) < bytes(&rows(22)) && bytes(&rows(23)) == bytes(&rows(22)));
+        // Two and a half times as large undivided, as the chosen experts alone are.
+        assert_eq!(preflight::divided(&config, &need(2176, 64), None).pass_rows, None);
+        let wide = bytes(&need(2176, 64));
+        assert!((20_000_000_000..40_000_000_000).contains(&wide), "{wide}");
+
+        let total = |need: &Need| preflight::parts(&config, need, preflight::PROGRAM_BYTES).total_bytes();
+        let fitting = |free: u64| preflight::check(&config, &all(64), Some(free));
+        let whole = fitting(total(&all(64)));
+        assert!(whole.fits && whole.pass_rows.is_none());
+        // Three parts of 22 do not fit: four of 16 do, though 21 would.
+        let four = fitting(total(&all(64)) - 1);
+        assert_eq!((four.fits, four.pass_rows), (true, Some(16 * 2048)));
+        assert_eq!(four.required_bytes, total(&rows(16)));
+        let one = fitting(total(&rows(1)));
+        assert_eq!((one.fits, one.pass_rows), (true, Some(2048)));
+        let none = fitting(total(&rows(1)) - 1);
+        assert!(!none.fits && none.pass_rows.is_none() && none.suggestion.is_some());
+        // A context that fits only in parts is one that fits.
+        let longest = fitting(total(&rows(1))).max_context_tokens;
+        assert!((2176..2400).contains(&longest), "{longest}");
+        // One prompt alone is not divided, nor is anything on the host.
+        let single = Need { prefill_chunk: 1 << 17, ..all(1) };
+        assert!(!preflight::check(&config, &single, Some(total(&single) - 1)).fits);
+        let host = Need { gpu: None, ..all(64) };
+        assert!(!preflight::check(&config, &host, Some(total(&host) - 1)).fits);
     }
 
     #[test]

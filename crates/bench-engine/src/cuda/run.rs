@@ -1,7 +1,10 @@
-//! From tokens of some sequences to logits: chunks, which rows are kept, and whose turn it is.
+//! From tokens of some sequences to logits: chunks, passes that are divided by sequences, which rows are kept, and whose
+//! turn it is.
+
+use std::ops::Range;
 
 use crate::cache::Sequence;
-use crate::cuda::workspace::Size;
+use crate::cuda::workspace::{Size, keys};
 use crate::cuda::{DeviceWorkspace, Pass, Transformer};
 use crate::error::Result;
 use crate::hooks::Hooks;
@@ -24,15 +27,40 @@ impl<'i, F: Fn(usize) -> &'i [u32]> Input<'_, F> {
         &ids[start.min(ids.len())..start.saturating_add(self.chunk).min(ids.len())]
     }
 
-    /// Ids and spans of that pass.
-    fn pass(&self, sequences: &[&mut Sequence], start: usize) -> (Vec<u32>, Vec<Span>) {
+    /// Sequences that go through the layers together, as many as have at most `most` rows in the first pass, which is
+    /// the largest; with the rows of each group.
+    fn groups(&self, most: usize) -> Vec<(Range<usize>, usize)> {
+        let mut groups: Vec<(Range<usize>, usize)> = Vec::new();
+        for i in 0..self.count {
+            let own = self.part(i, 0).len();
+            match groups.last_mut() {
+                Some((group, rows)) if *rows + own <= most => (group.end, *rows) = (i + 1, *rows + own),
+                _ => groups.push((i..i + 1, own)),
+            }
+        }
+        groups
+    }
+
+    /// Ids and spans of `group` in the pass that begins at `start`.
+    fn pass(&self, sequences: &[&mut Sequence], group: Range<usize>, start: usize) -> (Vec<u32>, Vec<Span>) {
         let (mut ids, mut spans) = (Vec::new(), Vec::new());
-        for sequence in (0..self.count).filter(|&i| !self.part(i, start).is_empty()) {
+        for sequence in group.filter(|&i| !self.part(i, start).is_empty()) {
             let (first, past) = (ids.len(), sequences[sequence].len());
             ids.extend_from_slice(self.part(sequence, start));
             spans.push(Span { sequence, start: first, len: ids.len() - first, past });
         }
         (ids, spans)
+    }
+
+    /// Keys that attention is laid out for in the end: rows that are kept on the way must stay where they are, and with
+    /// more keys everything moves.
+    fn keys(&self, sequences: &mut [&mut Sequence]) -> Result<usize> {
+        let mut longest = 0;
+        for (i, sequence) in sequences.iter_mut().enumerate().take(self.count) {
+            let tokens = sequence.len() + (self.ids)(i).len();
+            longest = longest.max(tokens).max(sequence.device_cache()?.reserved());
+        }
+        Ok(keys(longest))
     }
 
     /// For each row of the pass that is kept: that row, and its place among all that are kept.
@@ -67,24 +95,33 @@ impl Transformer {
         input: &Input<'_, F>,
         hooks: &mut Hooks<'_>,
     ) -> Result<()> {
+        let most = self.shape.pass_rows;
+        let input = &Input { chunk: input.chunk.min(most), ..*input };
         let lengths = || (0..input.count).map(|i| (input.ids)(i).len());
         let longest = lengths().max().unwrap_or(0);
-        if longest == 1 && !input.all && hooks.is_empty() {
-            let (ids, spans) = input.pass(sequences, 0);
+        if longest == 1 && !input.all && hooks.is_empty() && input.count <= most {
+            let (ids, spans) = input.pass(sequences, 0..input.count, 0);
             return in_turn(sequences, &spans, |sequences, spans| {
                 self.decode(ws, &mut Pass { ids: &ids, spans, sequences, hooks })
             });
         }
         let kept = if input.all { lengths().sum() } else { input.count };
-        let rows = lengths().map(|length| length.min(input.chunk)).sum();
-        let size = Size { rows, sequences: input.count, kept, keys: 0 };
+        let groups = input.groups(most);
+        let rows = groups.iter().map(|(_, rows)| *rows).max().unwrap_or(0);
+        let keys = input.keys(sequences)?;
+        let size = Size { rows, sequences: input.count, kept, keys };
         for start in (0..longest).step_by(input.chunk) {
-            let (ids, spans) = input.pass(sequences, start);
-            let keep = input.kept(&spans, start);
-            in_turn(sequences, &spans, |sequences, spans| {
-                self.forward(ws, &mut Pass { ids: &ids, spans, sequences, hooks }, size)?;
-                self.keep_rows(ws, &keep)
-            })?;
+            for (group, _) in &groups {
+                let (ids, spans) = input.pass(sequences, group.clone(), start);
+                if ids.is_empty() {
+                    continue;
+                }
+                let keep = input.kept(&spans, start);
+                in_turn(sequences, &spans, |sequences, spans| {
+                    self.forward(ws, &mut Pass { ids: &ids, spans, sequences, hooks }, size)?;
+                    self.keep_rows(ws, &keep)
+                })?;
+            }
         }
         let from = ws.places.kept;
         self.unembed(ws, from, kept, &mut Pass { ids: &[], spans: &[], sequences, hooks })

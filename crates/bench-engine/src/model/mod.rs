@@ -142,6 +142,9 @@ pub struct LoadOptions {
     /// Where quantized matrices are kept for the next start; `None`: nowhere. Of no effect on a GPU, which quantizes
     /// faster than it could be brought there.
     pub packed_cache: Option<PackedCache>,
+    /// Most rows of one pass on a GPU, where larger ones are divided by sequences. `None`: as many as its kernels can
+    /// count.
+    pub pass_rows: Option<usize>,
 }
 
 /// How far a build is.
@@ -255,6 +258,16 @@ impl Model {
         self.weights_bytes
     }
 
+    /// Most rows of one pass: those of more sequences go through the layers in parts. `None` on the host, which divides
+    /// nothing.
+    pub fn pass_rows(&self) -> Option<usize> {
+        #[cfg(feature = "cuda")]
+        if let Transformer::Cuda(model) = &self.transformer {
+            return Some(model.pass_rows());
+        }
+        None
+    }
+
     /// A sequence without tokens.
     pub fn sequence(&self) -> Sequence {
         #[cfg(feature = "cuda")]
@@ -291,7 +304,8 @@ impl Model {
     /// Runs `ids[i]` through sequence i, at most `chunk` tokens of each at a time, without padding.
     ///
     /// Returns the logits of each sequence's last position, f32 `[sequences, vocab]`. Hooks see one value per
-    /// chunk, with the rows of all sequences that still have tokens one after the other.
+    /// chunk, with the rows of all sequences that still have tokens one after the other; where a GPU divides the pass
+    /// (see [`LoadOptions::pass_rows`]), one for each part.
     ///
     /// # Errors
     /// Empty prompts, ids outside the vocabulary, contexts beyond `max_position_embeddings`, unknown sites, logits

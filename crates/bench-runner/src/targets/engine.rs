@@ -111,6 +111,12 @@ impl Target for EngineTarget {
             let LoadNotes { packed, warnings } = loaded.model.load_notes().clone();
             self.notes.packed = packed;
             self.notes.warnings.extend(warnings.into_iter().map(|note| format!("{}: {note}", model.label)));
+            if let Some(rows) = loaded.facts.pass_rows {
+                self.notes.warnings.push(format!(
+                    "{}: prompts of a batch run in parts of at most {rows} tokens, which is what the GPU holds at once",
+                    model.label
+                ));
+            }
             self.loaded.push(loaded);
         }
         self.sampling = Some(model.sampling.clone());

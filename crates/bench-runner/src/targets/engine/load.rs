@@ -3,7 +3,7 @@
 //! What a model needs, and whether it fits, is asked of `bench-engine`: nothing is read before that is known.
 
 use crate::shape::{self, load_options};
-use bench_core::plan::{Dtypes, ModelPlan, Plan, derive_seed};
+use bench_core::plan::{Cell, Dtypes, ModelPlan, Plan, derive_seed};
 use bench_core::shape::ModelFacts;
 use bench_core::spec::Chat;
 use bench_core::target::TargetError;
@@ -73,6 +73,7 @@ pub(super) fn load(
         suppressed: suppressed(&session),
         facts: ModelFacts {
             weights_bytes: session.model.weights_bytes(),
+            pass_rows: pass_rows(plan, model, &session.model),
             ..shape::facts(session.model.config(), &options.load)
         },
         model: session.model,
@@ -102,9 +103,7 @@ pub(super) fn fit_together(plan: &Plan, loaded: u64, place: &Place) -> bool {
 /// The plan's settings; context and batch are the largest of the cells that this model in memory serves.
 fn options(plan: &Plan, model: &ModelPlan) -> Result<OpenOptions, Error> {
     let target = &plan.target;
-    let same = plan.models.iter().filter(|m| Key::of(m) == Key::of(model));
-    let labels: Vec<&str> = same.map(|m| m.label.as_str()).collect();
-    let own = || plan.cells.iter().filter(|c| labels.contains(&c.model.as_str()));
+    let own = || cells(plan, model);
     let chat = ChatOptions { date: target.date.parse()?, reasoning_effort: ReasoningEffort::Medium };
     Ok(OpenOptions {
         load: load_options(model.dtypes(), model.layers),
@@ -114,6 +113,21 @@ fn options(plan: &Plan, model: &ModelPlan) -> Result<OpenOptions, Error> {
         prefill_chunk: target.prefill_chunk as usize,
         chat: (target.chat == Chat::Auto).then_some(chat),
     })
+}
+
+/// The cells that this model in memory serves.
+fn cells<'p>(plan: &'p Plan, model: &ModelPlan) -> impl Iterator<Item = &'p Cell> {
+    let same = plan.models.iter().filter(|m| Key::of(m) == Key::of(model));
+    let labels: Vec<&str> = same.map(|m| m.label.as_str()).collect();
+    plan.cells.iter().filter(move |c| labels.contains(&c.model.as_str()))
+}
+
+/// Rows of one pass, where the plan has a prefill that is divided.
+fn pass_rows(plan: &Plan, model: &ModelPlan, loaded: &Model) -> Option<u64> {
+    let chunk = plan.target.prefill_chunk;
+    let largest =
+        cells(plan, model).map(|c| u64::from(c.batch) * u64::from(c.prompt_tokens.min(chunk))).max()?;
+    loaded.pass_rows().map(|most| most as u64).filter(|most| largest > *most)
 }
 
 fn prompts(plan: &Plan, session: &Session, split: Split) -> Result<PromptBuilder, Error> {
