@@ -57,7 +57,9 @@ fn kept(probabilities: &[f64], top_k: Option<usize>, top_p: f64) -> Vec<f64> {
     order.truncate(enough.map_or(usize::MAX, |at| at + 1));
     let all: f64 = order.iter().map(|id| probabilities[*id]).sum();
     let mut left = vec![0.0; probabilities.len()];
-    order.iter().for_each(|id| left[*id] = probabilities[*id] / all);
+    for id in order {
+        left[id] = probabilities[id] / all;
+    }
     left
 }
 

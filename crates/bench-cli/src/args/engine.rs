@@ -33,7 +33,7 @@ pub struct EngineArgs {
     pub expert_mode: Option<ExpertMode>,
     /// Attention, dense MLPs and unembedding: `native` keeps the checkpoint's bf16 (`bf16` is another name for it)
     /// and is exact, `q8_0` and `q6_0` quantize it; if that takes over two seconds, the result is kept in the user's
-    /// cache folder for the next start (OSSBENCH_PACKED_CACHE=off: never) [default: native]
+    /// cache folder for the next start (`OSSBENCH_PACKED_CACHE=off`: never) [default: native]
     #[arg(long, value_parser = parse_dense, value_name = "native|bf16|q8_0|q6_0")]
     pub dense_dtype: Option<DenseDtype>,
     /// Activations in products with quantized weights: `f32` is the exact reference, `int16` all but equal to it,

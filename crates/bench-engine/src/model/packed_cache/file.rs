@@ -197,7 +197,7 @@ fn open(path: &Path) -> io::Result<File> {
 
 fn is_older_than_a_minute(file: &fs::Metadata) -> bool {
     let age = file.modified().ok().and_then(|modified| modified.elapsed().ok());
-    age.is_some_and(|age| age > Duration::from_secs(60))
+    age.is_some_and(|age| age > Duration::from_mins(1))
 }
 
 /// A file of which the header was read.
@@ -273,7 +273,9 @@ fn checksum(exec: &Exec, bytes: &[u8]) -> String {
 
 fn joined(sums: &[Sum]) -> String {
     let mut all = Sha256::new();
-    sums.iter().for_each(|sum| all.update(sum));
+    for sum in sums {
+        all.update(sum);
+    }
     format!("{:x}", all.finalize())
 }
 

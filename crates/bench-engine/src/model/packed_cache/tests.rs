@@ -149,7 +149,7 @@ fn a_second_load_reads_what_the_first_kept() {
 #[test]
 fn a_fast_load_keeps_nothing_and_a_generated_model_never() {
     let case = Case::new();
-    let slow_only = PackedCache { at_least: Duration::from_secs(3600), ..case.cache() };
+    let slow_only = PackedCache { at_least: Duration::from_hours(1), ..case.cache() };
     assert_eq!(*case.load_with(Some(slow_only)).load_notes(), LoadNotes::default());
     let dummy = Dummy::new("dense-tiny", 1, None).unwrap();
     let options = case.options(Some(case.cache()));
@@ -335,7 +335,7 @@ fn left_overs_of_writers_that_ended_are_removed_and_others_stay() {
     }
     for path in [&dead, &alive, &other] {
         let file = File::options().write(true).open(path).unwrap();
-        file.set_modified(std::time::SystemTime::now() - Duration::from_secs(3600)).unwrap();
+        file.set_modified(std::time::SystemTime::now() - Duration::from_hours(1)).unwrap();
     }
     let writer = File::options().write(true).open(&alive).unwrap();
     match writer.try_lock() {
